@@ -1,0 +1,117 @@
+"""Causal attention over a packed row: several documents end to end, each blind to the others.
+
+Which keys a query sees is one integer per key. `key_end[k]` is the first query that may not see
+key k, so that
+
+    query q sees key k   ⇔   k ≤ q < key_end[k]
+
+and packing, preference pairs with a shared prompt and the sliding window of Mistral (arXiv
+2310.06825, section 2) are three ways to fill in that vector; the operation itself is always
+
+    O = softmax(Q Kᵀ / √Dh + M) V,   M[q, k] = 0 where q sees k, −∞ elsewhere
+
+(Eq. 1 of arXiv 1706.03762). Two implementations compute it: `reference` is the specification,
+`torch` cuts the row into its documents, so that no mask as large as the row ever exists.
+
+Shapes: N tokens in the row, H query heads, G key/value heads (query head h reads key/value head
+h // (H/G)), Dh head width. Layout is (N, heads, Dh) throughout.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+QUERY_CHUNK = 1024  # queries that share one explicit mask, where a mask is needed at all
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str) -> Tensor:
+    """Attention of every token of a row over the tokens that it sees.
+
+    q is (N, H, Dh), k and v are (N, G, Dh), key_end is (N,) integers with k < key_end[k] ≤ N.
+    Returns (N, H, Dh) in q's dtype. Raises ValueError for shapes or an `impl` it does not know.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"attention: impl is {impl!r}, must be one of {sorted(IMPLEMENTATIONS)}")
+    (N, H, Dh), G = q.shape, k.shape[1]
+    if k.shape != (N, G, Dh) or v.shape != k.shape or key_end.shape != (N,) or H % G:
+        raise ValueError(
+            f"attention: q is {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, key_end "
+            f"{tuple(key_end.shape)}; needed are (N, H, Dh), (N, G, Dh) twice and (N,), "
+            "H a multiple of G"
+        )
+    return IMPLEMENTATIONS[impl](q, k, v, key_end)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
+    """The specification: every score, one mask, softmax in at least fp32. Memory grows with N²."""
+    (N, H, Dh), G = q.shape, k.shape[1]
+    query = torch.arange(N, device=q.device)[:, None]
+    key = torch.arange(N, device=q.device)[None, :]
+    seen = (key <= query) & (query < key_end[None, :])  # (N, N)
+
+    grouped = q.reshape(N, G, H // G, Dh)
+    scores = torch.einsum("qgrd,kgd->grqk", grouped, k) / Dh**0.5  # (G, H/G, N, N)
+    scores = scores.to(torch.promote_types(q.dtype, torch.float32))
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype)
+    return torch.einsum("grqk,kgd->qgrd", weights, v).reshape(N, H, Dh)
+
+
+def documents(key_end: Tensor) -> list[tuple[int, bool]]:
+    """Cuts a row into the shortest blocks that do not see each other.
+
+    Returns the length of each block and whether it is plainly causal (every key is seen until the
+    block's end), in order; the lengths sum to N.
+    """
+    # A block may end before token e exactly if no key before e is still visible at e.
+    last_reader = key_end.cummax(0).values.tolist()
+    ends = [e for e, reader in enumerate(last_reader, start=1) if reader <= e]
+    starts = [0, *ends[:-1]]
+    # The largest key_end of a block is its end: the block is causal if the smallest is, too.
+    smallest = [int(block.min()) for block in key_end.split([e - s for s, e in zip(starts, ends)])]
+    return [(e - s, m == e) for s, e, m in zip(starts, ends, smallest)]
+
+
+def by_document(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
+    """`reference` without the N×N mask: PyTorch's fused attention, one block at a time."""
+    blocks = documents(key_end)
+    lengths = [length for length, _ in blocks]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, heads, N, Dh)
+    # split, not slicing: its backward writes each gradient once instead of one whole row per block.
+    pieces, start = [], 0
+    for q_b, k_b, v_b, (length, causal) in zip(
+        q.split(lengths, dim=2), k.split(lengths, dim=2), v.split(lengths, dim=2), blocks
+    ):
+        if causal:
+            pieces.append(
+                F.scaled_dot_product_attention(q_b, k_b, v_b, is_causal=True, enable_gqa=True)
+            )
+        else:
+            pieces.append(_masked(q_b, k_b, v_b, key_end[start : start + length] - start))
+        start += length
+    return torch.cat(pieces, dim=2)[0].transpose(0, 1)
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
+    """One block, (1, heads, L, Dh), whose keys end at different queries: it needs a mask."""
+    pieces = []
+    for start in range(0, len(key_end), QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, len(key_end))
+        first = int(
+            (key_end > start).int().argmax()
+        )  # keys before it are gone for all these queries
+        query = torch.arange(start, stop, device=q.device)[:, None]
+        key = torch.arange(first, stop, device=q.device)[None, :]
+        seen = (key <= query) & (query < key_end[None, first:stop])
+        pieces.append(
+            F.scaled_dot_product_attention(
+                q[:, :, start:stop],
+                k[:, :, first:stop],
+                v[:, :, first:stop],
+                attn_mask=seen,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(pieces, dim=2)
+
+
+IMPLEMENTATIONS = {"reference": reference, "torch": by_document}
