@@ -1,0 +1,71 @@
+"""What the paper trained, each model as one value. A flag of `train.py` overrides a field, nothing
+else does.
+
+Sources: the training configurations of the official repository (github.com/kaistAI/Janus) and the
+model cards; arXiv 2405.17977. Where we depart from them a Note says so.
+
+    Note: the paper used 8-bit AdamW; here its states are fp32.
+"""
+
+from dataclasses import dataclass, replace
+
+from janus_min.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run, apart from its files."""
+
+    objective: str = "sft"  # which loss: a name of objectives.OBJECTIVES
+    epochs: int = 4  # times each example is seen
+    row_tokens: int = 8192  # tokens of a row: the longest example, and the work of one forward pass
+    rows_per_step: int = 32  # rows of one optimizer step, over all processes
+    learning_rate: float = 5e-6  # peak of the schedule
+    warmup_steps: int = 10  # steps of linear warm-up, then half a cosine down to 0
+    weight_decay: float = 0.0  # AdamW's, on matrices
+    beta2: float = 0.999  # decay of AdamW's second moment; the first one's is 0.9
+    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
+    seed: int = 42  # of data order and random initialisation
+    miniature: str | None = None  # a collection of janus_min/miniature.py: multifaceted or uniform
+
+
+JANUS = (
+    Recipe()
+)  # Janus 7B: Mistral-7B-v0.2 on the 196,998 rows; 4 GPUs × 2 rows × 4 accumulation steps
+
+MINI_SFT = Recipe(
+    epochs=6,
+    row_tokens=2048,
+    rows_per_step=1,
+    learning_rate=3e-3,
+    warmup_steps=40,
+    beta2=0.99,
+    miniature="multifaceted",
+)
+
+RECIPES = {
+    "mini-sft": MINI_SFT,
+    "mini-uniform": replace(
+        MINI_SFT, miniature="uniform", epochs=9
+    ),  # as many tokens: its rows are shorter
+    "janus-7b": JANUS,
+    "janus-7b-65k": JANUS,  # Janus* 7B: one of the three system messages per instruction
+    "janus-7b-epoch1": replace(JANUS, epochs=1),  # where the reward model starts
+}
+
+
+def mini_model(vocab_size: int) -> ModelConfig:
+    """A Mistral of about a million parameters, for the miniature."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        sliding_window=None,
+    )
