@@ -1,0 +1,252 @@
+"""Generation: a key/value cache, a batch of unequal requests, and the paper's sampling settings.
+
+All prompts of a batch are computed as one packed row, exactly as in training; their keys and values
+go into the cache, and from then on every request adds one token per step. A request's random
+numbers come from its own seed, so its tokens depend neither on its neighbours nor on its place in
+the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from janus_min.data import Example, build_row
+from janus_min.errors import UserError
+from janus_min.model import Policy
+from kernels.attention import attention
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; the defaults are the paper's."""
+
+    temperature: float = 1.0  # 0 takes the most likely token
+    top_p: float = 0.9  # probability mass of the tokens that may be drawn
+    repetition_penalty: float = 1.03  # for every token of prompt and response so far; 1 is none
+    max_tokens: int = 1024  # longest response, EOS included
+
+    def __post_init__(self):
+        for name, valid in [
+            ("temperature", self.temperature >= 0),
+            ("top_p", 0 < self.top_p <= 1),
+            ("repetition_penalty", self.repetition_penalty > 0),
+            ("max_tokens", self.max_tokens >= 1),
+        ]:
+            if not valid:
+                raise UserError(f"{name} is {getattr(self, name)}, which is out of its range")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt that waits for its response."""
+
+    prompt: list[int]  # ids, BOS first
+    seed: int = 0  # of this request's own random numbers
+
+
+@dataclass
+class Completion:
+    """A response: its ids without EOS, and why it ended."""
+
+    ids: list[int]
+    stop: str  # "eos", or "length" where max_tokens or the context ended it
+
+
+class Cache:
+    """Keys and values of B requests in T positions; request b has filled the first `lengths[b]`."""
+
+    def __init__(self, policy: Policy, B: int, T: int):
+        config, parameter = policy.config, policy.lm_head.weight
+        shape = (config.num_hidden_layers, B, config.num_key_value_heads, T, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+        self.values = torch.zeros_like(self.keys)
+        self.lengths = torch.zeros(B, dtype=torch.long, device=parameter.device)
+        self.window = config.sliding_window
+        self.prompts: list[int] | None = (
+            None  # lengths of the packed prompts, while they are computed
+        )
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str
+    ) -> Tensor:
+        """Stores k and v of one layer, and attends: within the packed row, or over the cache."""
+        if self.prompts is not None:
+            for b, (k_b, v_b) in enumerate(zip(k.split(self.prompts), v.split(self.prompts))):
+                self.keys[layer, b, :, : len(k_b)] = k_b.transpose(0, 1)
+                self.values[layer, b, :, : len(v_b)] = v_b.transpose(0, 1)
+            return attention(q, k, v, key_end, impl)
+        # One new token per request, at position lengths[b]: q is (B, H, Dh), k and v are (B, G,
+        # Dh).
+        (B, H, Dh), G = q.shape, k.shape[1]
+        slots = torch.arange(B, device=q.device)
+        self.keys[layer, slots, :, self.lengths] = k
+        self.values[layer, slots, :, self.lengths] = v
+        grouped = q.view(
+            B, G, H // G, Dh
+        )  # the query heads of a group stand as rows: no copies of k and v
+        mixed = F.scaled_dot_product_attention(
+            grouped,
+            self.keys[layer, :, :, : self.T],
+            self.values[layer, :, :, : self.T],
+            attn_mask=self.seen,
+        )
+        return mixed.reshape(B, H, Dh)
+
+    def begin_step(self) -> None:
+        """Fixes, for all layers, which cached positions each request's next token sees."""
+        self.T = int(self.lengths.max()) + 1
+        key = torch.arange(self.T, device=self.lengths.device)
+        seen = key <= self.lengths[:, None]
+        if self.window is not None:
+            seen &= self.lengths[:, None] - key < self.window
+        self.seen = None if seen.all() else seen[:, None, None]  # (B, 1, 1, T)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops all requests but `rows`."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.lengths = self.lengths[rows]
+
+
+@torch.inference_mode()
+def generate(
+    policy: Policy,
+    requests: list[Request],
+    sampling: Sampling,
+    batch_size: int = 64,
+    on_done: Callable[[int, Completion], None] | None = None,
+) -> list[Completion]:
+    """Answers every request, `batch_size` at a time. Returns the completions in the requests'
+    order.
+
+    `on_done(index, completion)` is called as each one ends. Raises UserError if a prompt fills the
+    context.
+    """
+    context = policy.config.max_position_embeddings
+    for index, request in enumerate(requests):
+        if len(request.prompt) >= context:
+            raise UserError(
+                f"prompt {index} has {len(request.prompt)} tokens, the model's context is "
+                f"{context}: shorten it"
+            )
+    completions: list[Completion | None] = [None] * len(requests)
+    # Similar lengths together: a batch is as slow as its longest prompt.
+    order = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        for place, completion in _generate_batch(policy, [requests[i] for i in batch], sampling):
+            completions[batch[place]] = completion
+            if on_done:
+                on_done(batch[place], completion)
+    return completions
+
+
+def _generate_batch(policy: Policy, requests: list[Request], sampling: Sampling):
+    """Yields (index, completion) as requests finish."""
+    device, V = policy.lm_head.weight.device, policy.config.vocab_size
+    room = [policy.config.max_position_embeddings - len(request.prompt) for request in requests]
+    limits = [min(sampling.max_tokens, r) for r in room]
+    cache = Cache(policy, len(requests), max(len(r.prompt) + n for r, n in zip(requests, limits)))
+    random = [np.random.default_rng(request.seed) for request in requests]
+    responses: list[list[int]] = [[] for _ in requests]
+    seen = torch.zeros(len(requests), V, dtype=torch.bool, device=device)
+    for b, request in enumerate(requests):
+        seen[b, request.prompt] = True
+
+    logits = prefill(policy, cache, [request.prompt for request in requests])
+    live = list(range(len(requests)))  # which request stands in each row of the cache
+    while True:
+        uniform = torch.tensor(
+            [random[b].random() for b in live], dtype=torch.float64, device=device
+        )
+        tokens = sample(logits, seen, sampling, uniform)
+        finished = []
+        for row, (b, token) in enumerate(zip(live, tokens.tolist())):
+            if token == EOS:
+                yield b, Completion(responses[b], "eos")
+                finished.append(row)
+                continue
+            responses[b].append(token)
+            if len(responses[b]) == limits[b]:
+                yield b, Completion(responses[b], "length")
+                finished.append(row)
+        if len(finished) == len(live):
+            return
+        if finished:
+            rows = torch.tensor([r for r in range(len(live)) if r not in finished], device=device)
+            live = [live[r] for r in rows.tolist()]
+            cache.keep(rows)
+            seen, tokens = seen[rows], tokens[rows]
+        seen[torch.arange(len(live), device=device), tokens] = True
+        logits = decode(policy, cache, tokens)
+
+
+EOS = 2  # of every Mistral tokenizer, and of the miniature's
+
+
+def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
+    """Computes all prompts as one packed row into an empty cache. Returns the next token's logits
+    (B, V).
+    """
+    nothing = np.empty(0, np.int32)
+    row = build_row([Example(np.array(ids, np.int32), nothing, 0) for ids in prompts], cache.window)
+    row = row.to(cache.lengths.device)
+    cache.prompts = [len(ids) for ids in prompts]
+    hidden = policy.model(row.inputs, row.positions, row.key_end, cache)
+    cache.lengths = torch.tensor(cache.prompts, device=row.inputs.device)
+    cache.prompts = None
+    return policy.lm_head(hidden[row.ends])
+
+
+def decode(policy: Policy, cache: Cache, tokens: Tensor) -> Tensor:
+    """Adds one token (B,) to every request. Returns the logits of the tokens after them, (B, V)."""
+    cache.begin_step()
+    hidden = policy.model(
+        tokens, cache.lengths, cache.lengths, cache
+    )  # no row here: key_end is not read
+    cache.lengths = cache.lengths + 1
+    return policy.lm_head(hidden)
+
+
+def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Draws one token for each request.
+
+    logits (B, V); seen (B, V) true for tokens of prompt and response so far; uniform (B,) numbers
+    in [0, 1) that decide. Order as in Hugging Face and vLLM: repetition penalty (arXiv 1909.05858,
+    Section 4.1: positive logits divided, negative multiplied), temperature, nucleus (arXiv
+    1904.09751). Returns (B,).
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if sampling.repetition_penalty != 1:
+        penalty = sampling.repetition_penalty
+        logits = torch.where(
+            seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
+        )
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs, order = (
+        (logits / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    )
+    mass = probs.cumsum(-1)
+    # A token stays while the mass before it is below top_p: the one that crosses it is kept.
+    kept = (mass - probs) < sampling.top_p
+    kept[:, 0] = True
+    mass = mass.where(kept, 0.0)
+    threshold = uniform.to(mass.dtype) * mass.amax(-1)
+    drawn = ((mass <= threshold[:, None]) & kept).sum(-1)  # inverse of the distribution function
+    drawn = drawn.clamp(max=kept.sum(-1) - 1)
+    return order.gather(1, drawn[:, None])[:, 0]
+
+
+def prepare_for_decoding(policy: Policy) -> Policy:
+    """Stores the matrices transposed in memory (same shapes, same values), for generation on a CPU.
+
+    A few rows times a matrix of this layout is several times faster there; a GPU does not care.
+    """
+    for module in policy.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.data = module.weight.data.T.contiguous().T
+    return policy
