@@ -1,0 +1,96 @@
+"""generate.py as a user runs it."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+import generate
+from janus_min import checkpoint
+from tests.conftest import tiny_policy
+from tests.programs import Program
+
+
+@pytest.fixture
+def program(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    return Program(generate.main, monkeypatch, capsys)
+
+
+@pytest.fixture
+def model(tmp_path, world):
+    policy = tiny_policy(vocab_size=2048, max_position_embeddings=256)
+    checkpoint.save_policy(policy, tmp_path / "model", world, torch.float32)
+    return tmp_path / "model"
+
+
+def test_one_prompt(program, model):
+    flags = ("--model", model, "--system", "Be brief.", "--prompt", "What is rain?")
+    first = program(*flags, "--max-tokens", 9)
+    assert first.strip() and first == program(*flags, "--max-tokens", 9)
+    assert first != program(*flags, "--max-tokens", 9, "--seed", 1)
+    assert first != program(*flags[:2], *flags[4:], "--max-tokens", 9)  # without the system message
+    several = program(*flags, "--max-tokens", 9, "--n", 3)
+    assert several.startswith(first) and len(several) > len(first)
+
+
+def test_a_file_of_prompts(program, model, tmp_path):
+    prompts = [
+        {"id": 7, "system": "Be brief.", "prompt": "What is rain?"},
+        {"instruction": "What is tea?"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
+    flags = ("--model", model, "--input", "in.jsonl", "--n", 2, "--max-tokens", 9)
+    program(*flags, "--output", "out.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert sorted((line["line"], line["sample"]) for line in lines) == [
+        (0, 0), (0, 1), (1, 0), (1, 1),
+    ]  # fmt: skip
+    for line in lines:
+        assert line.items() >= prompts[line["line"]].items()
+        assert line["stop"] in ("eos", "length") and isinstance(line["response"], str)
+        assert line["sampling"] == {
+            "temperature": 1.0,
+            "top_p": 0.9,
+            "repetition_penalty": 1.03,
+            "max_tokens": 9,
+            "seed": 0,
+        }
+    one = program("--model", model, "--prompt", "What is tea?", "--max-tokens", 9)
+    [same] = [line for line in lines if (line["line"], line["sample"]) == (1, 0)]
+    assert one.strip("\n") == same["response"].strip("\n")
+
+
+def test_no_arguments_take_the_newest_miniature_model(program, model, tmp_path):
+    assert "no miniature model in runs/ yet: run `python train.py`" in program.fails()
+    for age, name in [(30, "mini-sft"), (20, "mini-dpo"), (40, "mini-rm"), (10, "janus-7b")]:
+        copy = tmp_path / "runs" / name / "model"
+        shutil.copytree(model, copy)
+        time = (model / "config.json").stat().st_mtime - age
+        os.utime(copy / "config.json", (time, time))
+    out = program("--max-tokens", 5)
+    assert out.startswith("model: runs/mini-dpo/model\n") and out.count("system: ") == 3
+
+
+def test_mistakes(program, model, tmp_path):
+    flags = ("--model", model)
+    assert "--model needs --prompt TEXT or --input FILE" in program.fails(*flags)
+    assert "--input and --output go together" in program.fails(*flags, "--input", "x")
+    both = ("--prompt", "x", "--input", "x", "--output", "y")
+    assert "give either --prompt or --input" in program.fails(*flags, *both)
+    assert "--n is 0, must be at least 1" in program.fails(*flags, "--prompt", "x", "--n", 0)
+    assert "top_p is 2.0" in program.fails(*flags, "--prompt", "x", "--top-p", 2)
+    assert "prompt 0 has" in program.fails(*flags, "--prompt", "word " * 300)
+    assert "--system holds a lone" in program.fails(*flags, "--prompt", "x", "--system", "\udcff")
+    (tmp_path / "in.jsonl").write_text("\n")
+    files = ("--input", "in.jsonl", "--output", "out.jsonl")
+    assert "in.jsonl holds no prompt" in program.fails(*flags, *files)
+    (tmp_path / "in.jsonl").write_text('{"prompt": 3}\n')
+    assert "in.jsonl:1: 'prompt' must be text" in program.fails(*flags, *files)
+    (tmp_path / "out.jsonl").write_text("")
+    assert "out.jsonl exists already" in program.fails(*flags, *files)
+    assert "nowhere/tokenizer.model not found" in program.fails(
+        "--model", "nowhere", "--prompt", "x"
+    )
