@@ -112,8 +112,7 @@ def save_policy(
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a Hugging Face directory: weights in `dtype`, config, tokenizer files copied
-    unchanged.
+    """Writes a Hugging Face directory: weights in `dtype`, config, the tokenizer's own files.
 
     It is written under a temporary name and renamed when complete; an older one of the same name is
     replaced.
@@ -165,8 +164,7 @@ def _save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int)
 def save_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, step: int, out: Path, extra: dict
 ) -> None:
-    """Everything from which training goes on after `step` steps: fp32 weights, Adam's moments,
-    numbers.
+    """What training goes on from after `step` steps: fp32 weights, Adam's moments, numbers.
 
     The newest complete state is `out/step-N` with the largest N; older ones are removed after it.
     """

@@ -152,8 +152,7 @@ def _encode(tokenizer: Tokenizer, rows: list[tuple[int, Chat | None, str]]) -> I
 
 
 def best_fit(lengths: list[int], capacity: int) -> list[list[int]]:
-    """Packs whole items into rows: longest first, each into the fullest row that still has room for
-    it.
+    """Packs whole items into rows: longest first, each into the fullest row with room for it.
 
     Returns the indices of the items in each row. No item is cut and none is left out.
     """
@@ -193,11 +192,10 @@ def make_plan(
 
 
 def build_row(examples: list[Example], window: int | None, pad_to: int | None = None) -> Row:
-    """Lays examples end to end. `window` is the model's sliding window W: query q sees k only if q
-    − k < W.
+    """Lays examples end to end, under a sliding window of `window` tokens unless that is None.
 
-    With `pad_to`, a last document without any target fills the row to that many tokens (static
-    shapes for a GPU).
+    In a window of W tokens query q sees key k only if q − k < W. With `pad_to`, a last document
+    without any target fills the row to that many tokens (static shapes for a GPU).
     """
     inputs, targets, positions, key_end, response, ends = [], [], [], [], [], []
     start = 0

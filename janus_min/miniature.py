@@ -45,14 +45,13 @@ COLLECTIONS = ("multifaceted", "uniform")
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
 TEXTS_PER_TOPIC = 150  # plain texts to read beside the collection
 ITEMS_PER_TOPIC = 5  # in each split of the bench
+ASKED_FOR = "Is the response as asked for: "  # how the criteria of a rubric begin
 
 # The collection and the bench
 
 
 def split_combinations() -> tuple[list[PreferenceSet], list[PreferenceSet]]:
-    """All preference sets: those for training, and those that join a pair which training never
-    joins.
-    """
+    """All preference sets: those to train on, and those that join a pair kept apart there."""
     pairs = [
         (a, b)
         for first, second in itertools.combinations(DIMENSIONS, 2)
@@ -113,8 +112,7 @@ def uniform_collection() -> list[dict]:
 
 
 def plain_texts(seed: int = 2) -> list[dict]:
-    """What a pretrained model would have read: the world's sentences, side by side without any
-    relation.
+    """What a pretrained model would have read: the world's sentences, without any relation.
 
     Each text is a role with some wordings (none of those kept back), a question, and sentences
     about its topic that owe nothing to the role. A model that starts from nothing needs it to stay
@@ -135,9 +133,7 @@ def plain_texts(seed: int = 2) -> list[dict]:
 
 
 def bench(seed: int = 1) -> list[dict]:
-    """The test items of all three splits, in the columns of Multifaceted Bench; `source` is the
-    split.
-    """
+    """The items of all splits, in the columns of Multifaceted Bench; `source` is the split."""
     random = np.random.default_rng(seed)
     trained, unseen = split_combinations()
     old, new = range(TRAINED_WORDINGS), range(TRAINED_WORDINGS, 8)
@@ -159,17 +155,14 @@ def rubric(preference: Preference) -> dict:
     """A rubric in the bench's format; its criteria name the preference."""
     grades = ("not at all", "hardly", "in part", "almost", "fully")
     return {
-        "criteria": f"Is the response as asked for: {preference.preference}?",
-        "score_descriptions": {
-            str(i): f"It is {grade} so." for i, grade in enumerate(grades, start=1)
-        },
+        "criteria": f"{ASKED_FOR}{preference.preference}?",
+        "score_descriptions": {str(i): f"It is {g} so." for i, g in enumerate(grades, start=1)},
     }
 
 
 def rubric_preference(rubric: dict) -> Preference:
-    return BY_NAME[
-        rubric["criteria"].removeprefix("Is the response as asked for: ").removesuffix("?")
-    ]
+    """The preference that a rubric of `rubric` grades."""
+    return BY_NAME[rubric["criteria"].removeprefix(ASKED_FOR).removesuffix("?")]
 
 
 def train_tokenizer(rows: list[dict], path: Path, vocab_size: int = 2048) -> None:
@@ -229,6 +222,7 @@ def showcase(topic: str = "volcanoes") -> list[tuple[str, str]]:
 
 
 def showcase_sets() -> list[PreferenceSet]:
+    """The preferences behind the system messages of `showcase`."""
     by_effect = {preference.effect: preference for preference in PREFERENCES}
     return [tuple(by_effect[effect] for effect in effects) for effects in SHOWCASE]
 

@@ -47,9 +47,7 @@ class ModelConfig:
 
     @staticmethod
     def from_json(path: Path) -> "ModelConfig":
-        """Reads a Hugging Face `config.json`. Raises UserError for anything that is not implemented
-        here.
-        """
+        """Reads a Hugging Face `config.json`; UserError for all that is not implemented here."""
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -90,9 +88,7 @@ class ModelConfig:
         return ModelConfig(**{field.name: values[field.name] for field in fields(ModelConfig)})
 
     def to_json(self) -> dict:
-        """A `config.json` that transformers reads, old releases and new (theta stands in both
-        places).
-        """
+        """A `config.json` for transformers, old and new: theta stands in both of its places."""
         rope = {"rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta}}
         return (
             asdict(self)
@@ -123,9 +119,7 @@ INERT = set(
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + ε) · weight; at least fp32 inside, rounded before the weight, as in Hugging
-    Face's.
-    """
+    """weight · x / √(mean(x²) + ε): fp32 inside, rounded before the weight, as Hugging Face's."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()

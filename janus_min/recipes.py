@@ -1,5 +1,4 @@
-"""What the paper trained, each model as one value. A flag of `train.py` overrides a field, nothing
-else does.
+"""What the paper trained, each model as one value. Only a flag of `train.py` overrides a field.
 
 Sources: the training configurations of the official repository (github.com/kaistAI/Janus) and the
 model cards; arXiv 2405.17977. Where we depart from them a Note says so.
@@ -29,15 +28,14 @@ class Recipe:
     miniature: str | None = None  # a collection of janus_min/miniature.py: multifaceted or uniform
 
 
-JANUS = (
-    Recipe()
-)  # Janus 7B: Mistral-7B-v0.2 on the 196,998 rows; 4 GPUs × 2 rows × 4 accumulation steps
+# Janus 7B: Mistral-7B-v0.2 on the 196,998 rows. A step was 4 GPUs × 2 rows × 4 accumulation steps.
+JANUS = Recipe()
 
 MINI_SFT = Recipe(
-    epochs=6,
-    row_tokens=2048,
+    epochs=3,
+    row_tokens=1024,
     rows_per_step=1,
-    learning_rate=3e-3,
+    learning_rate=2e-3,
     warmup_steps=40,
     beta2=0.99,
     miniature="multifaceted",
@@ -45,9 +43,8 @@ MINI_SFT = Recipe(
 
 RECIPES = {
     "mini-sft": MINI_SFT,
-    "mini-uniform": replace(
-        MINI_SFT, miniature="uniform", epochs=9
-    ),  # as many tokens: its rows are shorter
+    # Its answers are shorter: as many tokens take more epochs.
+    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=5),
     "janus-7b": JANUS,
     "janus-7b-65k": JANUS,  # Janus* 7B: one of the three system messages per instruction
     "janus-7b-epoch1": replace(JANUS, epochs=1),  # where the reward model starts

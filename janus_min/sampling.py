@@ -66,9 +66,8 @@ class Cache:
         self.values = torch.zeros_like(self.keys)
         self.lengths = torch.zeros(B, dtype=torch.long, device=parameter.device)
         self.window = config.sliding_window
-        self.prompts: list[int] | None = (
-            None  # lengths of the packed prompts, while they are computed
-        )
+        # Lengths of the packed prompts while they are computed, else None.
+        self.prompts: list[int] | None = None
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str
@@ -79,15 +78,13 @@ class Cache:
                 self.keys[layer, b, :, : len(k_b)] = k_b.transpose(0, 1)
                 self.values[layer, b, :, : len(v_b)] = v_b.transpose(0, 1)
             return attention(q, k, v, key_end, impl)
-        # One new token per request, at position lengths[b]: q is (B, H, Dh), k and v are (B, G,
-        # Dh).
-        (B, H, Dh), G = q.shape, k.shape[1]
+        # One new token per request, at position lengths[b].
+        (B, H, Dh), G = q.shape, k.shape[1]  # k and v are (B, G, Dh)
         slots = torch.arange(B, device=q.device)
         self.keys[layer, slots, :, self.lengths] = k
         self.values[layer, slots, :, self.lengths] = v
-        grouped = q.view(
-            B, G, H // G, Dh
-        )  # the query heads of a group stand as rows: no copies of k and v
+        # The query heads of a group stand as rows of one matrix: keys and values are not copied.
+        grouped = q.view(B, G, H // G, Dh)
         mixed = F.scaled_dot_product_attention(
             grouped,
             self.keys[layer, :, :, : self.T],
@@ -119,8 +116,7 @@ def generate(
     batch_size: int = 64,
     on_done: Callable[[int, Completion], None] | None = None,
 ) -> list[Completion]:
-    """Answers every request, `batch_size` at a time. Returns the completions in the requests'
-    order.
+    """Answers every request, `batch_size` at a time. Returns the completions in the same order.
 
     `on_done(index, completion)` is called as each one ends. Raises UserError if a prompt fills the
     context.
@@ -188,9 +184,7 @@ EOS = 2  # of every Mistral tokenizer, and of the miniature's
 
 
 def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
-    """Computes all prompts as one packed row into an empty cache. Returns the next token's logits
-    (B, V).
-    """
+    """Computes all prompts as one packed row into an empty cache. Returns logits (B, V)."""
     nothing = np.empty(0, np.int32)
     row = build_row([Example(np.array(ids, np.int32), nothing, 0) for ids in prompts], cache.window)
     row = row.to(cache.lengths.device)
@@ -204,9 +198,8 @@ def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
 def decode(policy: Policy, cache: Cache, tokens: Tensor) -> Tensor:
     """Adds one token (B,) to every request. Returns the logits of the tokens after them, (B, V)."""
     cache.begin_step()
-    hidden = policy.model(
-        tokens, cache.lengths, cache.lengths, cache
-    )  # no row here: key_end is not read
+    no_key_end = cache.lengths  # there is no row here, the cache does not read it
+    hidden = policy.model(tokens, cache.lengths, no_key_end, cache)
     cache.lengths = cache.lengths + 1
     return policy.lm_head(hidden)
 
@@ -227,12 +220,11 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
         )
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probs, order = (
-        (logits / sampling.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    )
+    probs = (logits / sampling.temperature).softmax(-1)
+    probs, order = probs.sort(dim=-1, descending=True, stable=True)
     mass = probs.cumsum(-1)
     # A token stays while the mass before it is below top_p: the one that crosses it is kept.
-    kept = (mass - probs) < sampling.top_p
+    kept = (mass - probs) < (sampling.top_p if sampling.top_p < 1 else float("inf"))
     kept[:, 0] = True
     mass = mass.where(kept, 0.0)
     threshold = uniform.to(mass.dtype) * mass.amax(-1)

@@ -96,9 +96,7 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
     pieces = []
     for start in range(0, len(key_end), QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, len(key_end))
-        first = int(
-            (key_end > start).int().argmax()
-        )  # keys before it are gone for all these queries
+        first = int((key_end > start).int().argmax())  # no query here sees a key before it
         query = torch.arange(start, stop, device=q.device)[:, None]
         key = torch.arange(first, stop, device=q.device)[None, :]
         seen = (key <= query) & (query < key_end[None, first:stop])

@@ -54,9 +54,7 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class ChunkedLogps(torch.autograd.Function):
-    """`reference` without the N×V logits: CHUNK_LOGITS of them at a time, only where there is a
-    target.
-    """
+    """`reference` with CHUNK_LOGITS logits at a time, and only where there is a target."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

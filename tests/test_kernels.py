@@ -165,6 +165,18 @@ def test_bf16_sums_of_logps_stay_close_to_fp64():
     assert abs(logps.double().sum() - exact[targets >= 0].sum()) < 0.5
 
 
+def test_chunks_add_up_in_fp32(monkeypatch):
+    """The head's gradient in bf16 from 256 chunks: each addition in bf16 would round it again."""
+    hidden, weight, targets = random_head(256, D=32, V=64, dtype=torch.bfloat16)
+    gradients = []
+    for chunk in (64, 1 << 22):  # a token at a time, and all at once
+        monkeypatch.setattr(head_module, "CHUNK_LOGITS", chunk)
+        logps = token_logps(hidden, weight, targets, "torch")
+        gradients.append(torch.autograd.grad(logps.sum(), weight)[0].float())
+    error = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    assert error < 2e-3
+
+
 def test_gradient_of_a_nearly_certain_token_survives_bf16():
     """p − 1 with p = 0.9999 is −1e-4: formed in fp32, then rounded."""
     hidden = torch.ones(1, 1, dtype=torch.bfloat16).requires_grad_()

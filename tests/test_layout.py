@@ -1,0 +1,176 @@
+"""The structure that a reader relies on: one-way imports, small files, a README that is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs import ROOT, environment
+
+PROGRAMS = ("train", "generate", "datagen", "evaluate")
+# Who may import what, of this project's own modules.
+ALLOWED = {
+    "kernels.attention": set(),
+    "kernels.linear_cross_entropy": set(),
+    "errors": set(),
+    "row": set(),
+    "losses": set(),
+    "optim": set(),
+    "progress": set(),
+    "cli": {"errors"},
+    "tokenizer": {"errors"},
+    "chat": {"tokenizer"},
+    "data": {"chat", "errors", "row", "tokenizer"},
+    "show": {"row", "tokenizer"},
+    "model": {"errors", "row", "kernels.attention", "kernels.linear_cross_entropy"},
+    "recipes": {"model"},
+    "objectives": {"data", "losses", "row"},
+    "checkpoint": {"errors", "model", "tokenizer"},
+    "sampling": {"data", "errors", "model", "kernels.attention"},
+    "world": set(),
+    "miniature": {"chat", "errors", "model", "sampling", "tokenizer", "world"},
+}
+RUN_TIME = {"torch", "triton", "numpy", "safetensors", "sentencepiece", "requests"}
+
+
+def files() -> dict[str, Path]:
+    own = {path.stem: path for path in (ROOT / "janus_min").glob("*.py")}
+    own |= {f"kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")}
+    return {name: path for name, path in own.items() if not name.endswith("__init__")}
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, and of what it takes from them."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_imports_go_one_way():
+    modules = files()
+    assert modules.keys() == ALLOWED.keys()
+    for name, path in modules.items():
+        own = {other.removeprefix("janus_min.") for other in imported(path)} & modules.keys()
+        assert own <= ALLOWED[name], f"{name} imports {own - ALLOWED[name]}"
+        assert not imported(path) & set(PROGRAMS)
+
+
+def test_run_time_packages_are_the_six():
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert {re.match(r"[a-z]+", line)[0] for line in lines} == RUN_TIME
+    paths = [*files().values(), *(ROOT / f"{name}.py" for name in PROGRAMS)]
+    for path in paths:
+        roots = {name.split(".")[0] for name in imported(path)}
+        foreign = roots - set(sys.stdlib_module_names) - {"janus_min", "kernels"} - RUN_TIME
+        assert not foreign, f"{path} imports {foreign}"
+
+
+def test_losses_import_torch_alone():
+    assert {n.split(".")[0] for n in imported(ROOT / "janus_min" / "losses.py")} == {"torch"}
+
+
+def test_everything_imports_without_triton_and_transformers():
+    """As on a system that has no triton wheel, with the run-time packages only."""
+    block = "import sys; sys.modules['triton'] = sys.modules['transformers'] = None\n"
+    modules = [name if "." in name else f"janus_min.{name}" for name in files()]
+    code = block + "\n".join(f"import {name}" for name in [*modules, *PROGRAMS])
+    subprocess.run([sys.executable, "-c", code], env=environment(), check=True)
+
+
+def test_sizes():
+    for path in [*files().values(), *(ROOT / f"{name}.py" for name in PROGRAMS)]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 450, f"{path} has {lines} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                length = node.end_lineno - node.lineno + 1
+                assert length <= 70, f"{path}: {node.name} has {length} lines"
+
+
+def test_public_functions_are_documented_and_typed():
+    for path in files().values():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                arguments = node.args.args + node.args.kwonlyargs
+                assert node.returns is not None, f"{path}: {node.name} has no return type"
+                assert all(a.annotation for a in arguments), f"{path}: {node.name} is not typed"
+
+
+def test_nothing_is_pickled_and_no_certificate_ignored():
+    for path in ROOT.rglob("*.py"):
+        if path.name != "test_layout.py" and ".venv" not in path.parts:
+            text = path.read_text(encoding="utf-8")
+            for word in ("torch.load(", "torch.save(", "import pickle", "verify=False", "CURL_CA"):
+                assert word not in text, f"{path} has {word}"
+
+
+# The README
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_tree_lists_every_module_and_nothing_else():
+    tree = re.search(r"```\n(janus_min/.*?)```", README, re.S)[1]
+    listed = set(re.findall(r"(\w+\.(?:py|json))", tree))
+    real = {path.name for path in (ROOT / "janus_min").glob("*.*") if path.stem != "__init__"}
+    real |= {path.name for path in (ROOT / "kernels").glob("*.py") if path.stem != "__init__"}
+    real |= {f"{name}.py" for name in PROGRAMS}
+    assert listed == real
+
+
+def test_readme_pointers_exist():
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", README):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(class|def) {name}\b|^{name} = ", text, re.M), f"{file}::{name}"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_explains_itself_and_the_readme_uses_flags_that_exist(program):
+    done = subprocess.run(
+        [sys.executable, ROOT / f"{program}.py", "--help"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert f"python {program}.py" in done.stdout
+    commands = re.findall(rf"python {program}\.py([^\n`|]*)", README)
+    assert commands, f"the README does not show {program}.py"
+    for flag in re.findall(r"--[a-z-]+", " ".join(commands)):
+        assert flag in done.stdout, f"{program}.py has no {flag}"
+
+
+# The name `kernels`
+
+
+def test_peers_work_although_the_package_kernels_is_installed(tmp_path):
+    """PyPI's `kernels` is imported by transformers if its metadata is there, and finds ours."""
+    metadata = tmp_path / "kernels-0.18.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: kernels\nVersion: 0.18.2\n")
+    (metadata / "RECORD").write_text("")
+    settings = dict(
+        cwd=ROOT,
+        env=environment(PYTHONPATH=f"{ROOT}:{tmp_path}"),
+        capture_output=True,
+        text=True,
+    )
+    plain = "import transformers; transformers.MistralForCausalLM"
+    peers = "from tests.peers import transformers; transformers.MistralForCausalLM; import trl"
+    done = subprocess.run([sys.executable, "-c", plain], **settings)
+    assert done.returncode != 0 and "from 'kernels'" in done.stderr  # the limit in the README
+    done = subprocess.run([sys.executable, "-c", peers + "; trl.DPOTrainer"], **settings)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "pytest", "tests/test_model.py", "-k", "rms_norm or theta"]
+    done = subprocess.run(command, **settings)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout
