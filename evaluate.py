@@ -4,14 +4,13 @@ python evaluate.py                 the newest miniature model on the miniature b
 python evaluate.py --model DIR     another miniature model
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from janus_min import miniature
-from janus_min.checkpoint import load_policy
 from janus_min.cli import Parser, add_fields, given_fields, run
-from janus_min.sampling import prepare_for_decoding
-from janus_min.tokenizer import Tokenizer
+from janus_min.sampling import load_for_generation
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,11 @@ def main() -> None:
     add_fields(parser, Options)
     options = Options(**given_fields(parser.parse_args(), Options))
     directory = options.model or miniature.newest_model()
-    tokenizer = Tokenizer(directory)
-    policy = prepare_for_decoding(load_policy(directory, impl="torch"))
+    policy, tokenizer = load_for_generation(directory)
+    about = directory.parent / "recipe.json"
+    recipe = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     print(f"model: {directory}")
-    for score in miniature.score_model(policy, tokenizer, uniform=True):
+    for score in miniature.score_model(policy, tokenizer, recipe.get("miniature") == "uniform"):
         print(score)
 
 

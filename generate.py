@@ -5,9 +5,10 @@
     python generate.py --model DIR --system TEXT --prompt TEXT [--n 4]
     python generate.py --model DIR --input IN.jsonl --output OUT.jsonl
 
-IN.jsonl has `prompt` (or `instruction`) and optionally `system` in each line; OUT.jsonl gets the
-same lines with `response`, `stop` and the sampling settings, each written as soon as it is
-finished.
+IN.jsonl has `prompt` (or `instruction`) and optionally `system` in each line. OUT.jsonl gets, as
+soon as each response is finished, its record with `response`, `stop` ("eos" or "length"), `line`
+(of IN.jsonl, from 1), `sample` (of n, from 0) and `sampling`. Equal prompts get equal samples: ask
+for more by --n.
 """
 
 import json
@@ -15,16 +16,13 @@ import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from janus_min import miniature
 from janus_min.chat import encode_prompts
-from janus_min.checkpoint import load_policy
-from janus_min.cli import Parser, add_fields, at_least, given_fields, run
+from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.data import INSTRUCTION_KEYS, read_jsonl, text_field, unicode_text
-from janus_min.errors import UserError
+from janus_min.errors import UserError, require
 from janus_min.model import Policy
-from janus_min.sampling import Completion, Request, Sampling, generate, prepare_for_decoding
+from janus_min.sampling import Completion, Request, Sampling, generate, load_for_generation
 from janus_min.tokenizer import Tokenizer
 
 
@@ -33,7 +31,7 @@ class Options:
     """What to answer, by which model."""
 
     model: Path | None = None  # Hugging Face directory; the newest miniature model unless given
-    system: str = ""  # what the user values; may be empty
+    system: str | None = None  # what the user values; may be empty
     prompt: str | None = None  # the instruction
     input: Path | None = None  # JSONL of prompts
     output: Path | None = None  # JSONL of responses
@@ -41,88 +39,113 @@ class Options:
     seed: int = 0  # of all random numbers
     batch_size: int = 64  # responses at a time
 
+    def __post_init__(self):
+        for name, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
+            require(getattr(self, name) >= least, self, name, f"at least {least}")
+        if (self.input is None) != (self.output is None):
+            raise UserError("--input and --output go together")
+        if self.input and self.prompt is not None:
+            raise UserError("give either --prompt or --input, not both")
+        if self.system is not None and self.prompt is None:
+            raise UserError("--system needs --prompt; in a file the system messages are a column")
+        if self.model and not self.input and self.prompt is None:
+            raise UserError("--model needs --prompt TEXT or --input FILE")
+        if self.output and (self.output.exists() or not self.output.parent.is_dir()):
+            raise UserError(f"--output {self.output} must be a new file in an existing folder")
 
-def parse() -> tuple[Options, Sampling]:
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked, and where it comes from."""
+
+    system: str
+    instruction: str
+    record: dict  # of the input file
+    line: int
+
+
+def main() -> None:
     parser = Parser(__doc__)
     add_fields(parser, Options)
     add_fields(parser, Sampling)
     arguments = parser.parse_args()
     options = Options(**given_fields(arguments, Options))
-    at_least(1, options, "n", "batch_size")
-    at_least(0, options, "seed")
-    unicode_text(options.system, "--system")
-    unicode_text(options.prompt or "", "--prompt")
-    if (options.input is None) != (options.output is None):
-        raise UserError("--input and --output go together")
-    if options.input and options.prompt is not None:
-        raise UserError("give either --prompt or --input, not both")
-    if options.model and not options.input and options.prompt is None:
-        raise UserError("--model needs --prompt TEXT or --input FILE")
-    if options.output and options.output.exists():
-        raise UserError(f"{options.output} exists already; choose another --output")
-    return options, Sampling(**given_fields(arguments, Sampling))
-
-
-def main() -> None:
-    options, sampling = parse()
+    sampling = Sampling(**given_fields(arguments, Sampling))
+    prompts = read_prompts(options)
     directory = options.model or miniature.newest_model()
-    tokenizer = Tokenizer(directory)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    policy = load_policy(directory, impl="torch", dtype=dtype, device=device)
-    if device == "cpu":
-        prepare_for_decoding(policy)
-    if options.input:
-        answer_file(options, policy, tokenizer, sampling)
+    policy, tokenizer = load_for_generation(directory)
+    requests = make_requests(options, prompts, tokenizer, policy)
+    if options.output:
+        write_responses(options, prompts, requests, policy, tokenizer, sampling)
         return
-    if options.prompt is not None:
-        prompts = [(options.system, options.prompt)]
-    else:
+    if options.prompt is None:
         print(f"model: {directory}")
-        prompts = miniature.showcase()
-    requests = make_requests(tokenizer, prompts, options.n, options.seed)
     completions = generate(policy, requests, sampling, options.batch_size)
-    for index, (system, prompt) in enumerate(prompts):
-        if len(prompts) > 1:
-            print(f"\nsystem: {system}\nprompt: {prompt}\n")
-        for completion in completions[index * options.n : (index + 1) * options.n]:
-            print(tokenizer.decode(completion.ids))
+    for index, completion in enumerate(completions):
+        prompt = prompts[index // options.n]
+        if options.prompt is None:
+            print(f"\nsystem: {prompt.system}\nprompt: {prompt.instruction}\n")
+        print(tokenizer.decode(completion.ids))
+
+
+def read_prompts(options: Options) -> list[Prompt]:
+    """The prompts of the command line, of the input file, or of the showcase."""
+    if options.prompt is not None:
+        system = unicode_text(options.system or "", "--system")
+        return [Prompt(system, unicode_text(options.prompt, "--prompt"), {}, 1)]
+    if options.input is None:
+        return [Prompt(system, instruction, {}, 1) for system, instruction in miniature.showcase()]
+    prompts = []
+    for line, record in read_jsonl(options.input):
+        where = f"{options.input}:{line}"
+        system = text_field(record, ("system",), where, optional=True)
+        instruction = text_field(record, INSTRUCTION_KEYS, where)
+        prompts.append(Prompt(system, instruction, record, line))
+    if not prompts:
+        raise UserError(f"{options.input} holds no prompt")
+    return prompts
 
 
 def make_requests(
-    tokenizer: Tokenizer, prompts: list[tuple[str, str]], n: int, seed: int
+    options: Options, prompts: list[Prompt], tokenizer: Tokenizer, policy: Policy
 ) -> list[Request]:
     """n requests for each prompt. A request's seed depends on its prompt and its number among the
-    n, not on its place in the file.
-    """
+    n, not on its place in the file."""
     requests = []
-    for ids in encode_prompts(tokenizer, prompts):
-        own = zlib.crc32(json.dumps([seed, ids]).encode())
-        requests += [Request(ids, seed=own * 4096 + sample) for sample in range(n)]
+    context = policy.config.max_position_embeddings
+    encoded = encode_prompts(tokenizer, [(prompt.system, prompt.instruction) for prompt in prompts])
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) >= context:
+            where = f"{options.input}:{prompt.line}: " if options.input else ""
+            raise UserError(
+                f"{where}the prompt has {len(ids)} tokens, the model's context is {context}: "
+                "shorten it"
+            )
+        own = zlib.crc32(json.dumps([options.seed, ids]).encode())
+        requests += [Request(ids, seed=own << 32 | sample) for sample in range(options.n)]
     return requests
 
 
-def answer_file(options: Options, policy: Policy, tokenizer: Tokenizer, sampling: Sampling) -> None:
-    """Answers a JSONL file; each response is written before the next one is waited for."""
-    records, prompts = [], []
-    for number, record in read_jsonl(options.input):
-        where = f"{options.input}:{number}"
-        system = text_field(record, ("system",), where, optional=True)
-        prompts.append((system, text_field(record, INSTRUCTION_KEYS, where)))
-        records.append(record)
-    if not records:
-        raise UserError(f"{options.input} holds no prompt")
+def write_responses(
+    options: Options,
+    prompts: list[Prompt],
+    requests: list[Request],
+    policy: Policy,
+    tokenizer: Tokenizer,
+    sampling: Sampling,
+) -> None:
+    """Answers the input file; each response is written before the next one is waited for."""
     settings = asdict(sampling) | {"seed": options.seed}
     with options.output.open("w", encoding="utf-8") as file:
 
         def write(index: int, completion: Completion) -> None:
+            prompt = prompts[index // options.n]
+            place = {"line": prompt.line, "sample": index % options.n}
             response = {"response": tokenizer.decode(completion.ids), "stop": completion.stop}
-            place = {"line": index // options.n, "sample": index % options.n}
-            line = records[index // options.n] | place | response | {"sampling": settings}
+            line = prompt.record | place | response | {"sampling": settings}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
 
-        requests = make_requests(tokenizer, prompts, options.n, options.seed)
         generate(policy, requests, sampling, options.batch_size, on_done=write)
     print(f"{len(requests)} responses in {options.output}")
 

@@ -12,7 +12,7 @@ added here, as ids, once; nothing in a text can produce them.
     Janus's.
 """
 
-from janus_min.tokenizer import Tokenizer
+from janus_min.tokenizer import BOS, EOS, Tokenizer
 
 
 def prompt_text(system: str | None, instruction: str) -> str:
@@ -23,9 +23,9 @@ def prompt_text(system: str | None, instruction: str) -> str:
 def encode_prompts(tokenizer: Tokenizer, prompts: list[tuple[str | None, str]]) -> list[list[int]]:
     """(system, instruction) pairs -> ids of each prompt, BOS first."""
     texts = [prompt_text(system, instruction) for system, instruction in prompts]
-    return [[tokenizer.bos_id, *ids] for ids in tokenizer.encode(texts)]
+    return [[BOS, *ids] for ids in tokenizer.encode(texts)]
 
 
 def encode_responses(tokenizer: Tokenizer, responses: list[str]) -> list[list[int]]:
     """Responses -> ids of each, EOS last."""
-    return [[*ids, tokenizer.eos_id] for ids in tokenizer.encode(responses)]
+    return [[*ids, EOS] for ids in tokenizer.encode(responses)]

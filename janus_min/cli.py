@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import os
 import re
 import sys
 import types
@@ -11,7 +12,7 @@ from dataclasses import MISSING, fields
 
 from janus_min.errors import UserError
 
-INTERRUPTED = 130  # what a shell reports for Ctrl-C
+INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for programs ended by these signals
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,25 +57,22 @@ def given_fields(arguments: argparse.Namespace, dataclass_type: type) -> dict:
     return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
 
 
-def at_least(minimum: int, settings: object, *names: str) -> None:
-    """Raises UserError if one of the named fields is a number below `minimum`."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < minimum:
-            raise UserError(f"--{name.replace('_', '-')} is {value}, must be at least {minimum}")
-
-
 def run(main: Callable[[], None]) -> typing.NoReturn:
-    """Runs a program and exits: 0 when its work is done, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Runs a program and exits: 0 only when its work is done, 2 for what the user can mend."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(0)
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no such folder, no permission, no space left
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)

@@ -23,11 +23,10 @@ import torch
 from janus_min.chat import encode_prompts, encode_responses
 from janus_min.errors import UserError
 from janus_min.row import Row
-from janus_min.tokenizer import Tokenizer
+from janus_min.tokenizer import BOS, Tokenizer
 
-PACKING_WINDOW = (
-    4096  # examples that are packed together: enough for full rows, few enough to stay shuffled
-)
+# Examples that are packed together: enough for full rows, few enough to stay shuffled.
+PACKING_WINDOW = 4096
 ENCODING_BATCH = 4096  # rows that exist as text and as Python integers at a time
 INSTRUCTION_KEYS = ("prompt", "instruction")  # the hub's column, and its older name
 
@@ -67,10 +66,8 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
                 raise UserError(
                     f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start})"
                 ) from None
-            except json.JSONDecodeError as error:
-                raise UserError(
-                    f"{path}:{number}: not JSON ({error.msg} at column {error.colno})"
-                ) from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}:{number}: not JSON ({error})") from None
             if not isinstance(record, dict):
                 raise UserError(
                     f"{path}:{number}: a JSON object is needed, found {type(record).__name__}"
@@ -93,8 +90,10 @@ def text_field(record: dict, keys: tuple[str, ...], where: str, optional: bool =
 
 def unicode_text(text: str, where: str) -> str:
     """The text itself, unless half of a surrogate pair in it has no encoding."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{where} holds a lone surrogate, which is no Unicode text")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds a lone surrogate, which is no Unicode text") from None
     return text
 
 
@@ -103,7 +102,7 @@ def load_examples(
 ) -> tuple[list[Example], Counter]:
     """Reads (system, prompt, output) rows into examples of at most `max_tokens` tokens.
 
-    A row that has only `text` is plain text, all of it trained: its prompt is BOS alone.
+    A row that has `text` instead is plain text, all of it trained: its prompt is BOS alone.
     Returns the examples and how many rows were dropped for each reason. Raises UserError for a
     broken row, or if no row is usable.
     """
@@ -147,7 +146,7 @@ def _encode(tokenizer: Tokenizer, rows: list[tuple[int, Chat | None, str]]) -> I
     prompts = iter(encode_prompts(tokenizer, [chat for _, chat, _ in rows if chat is not None]))
     responses = encode_responses(tokenizer, [output for _, _, output in rows])
     for (line, chat, _), response in zip(rows, responses, strict=True):
-        prompt = [tokenizer.bos_id] if chat is None else next(prompts)
+        prompt = [BOS] if chat is None else next(prompts)
         yield Example(np.array(prompt, np.int32), np.array(response, np.int32), line)
 
 

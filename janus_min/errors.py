@@ -3,3 +3,10 @@
 
 class UserError(ValueError):
     """A flag, file, checkpoint or data row that cannot be used: what it is, and what to do."""
+
+
+def require(valid: bool, settings: object, name: str, needed: str) -> None:
+    """Raises UserError that names a field of `settings` by its flag, unless it is valid."""
+    if not valid:
+        value = getattr(settings, name)
+        raise UserError(f"--{name.replace('_', '-')} is {value}, must be {needed}")

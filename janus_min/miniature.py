@@ -9,6 +9,7 @@ this says anything about real language models.
 import io
 import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,7 @@ UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
 COLLECTIONS = ("multifaceted", "uniform")
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
-TEXTS_PER_TOPIC = 150  # plain texts to read beside the collection
+TEXTS_PER_TOPIC = 200  # plain texts to read beside the collection
 ITEMS_PER_TOPIC = 5  # in each split of the bench
 ASKED_FOR = "Is the response as asked for: "  # how the criteria of a rubric begin
 
@@ -83,6 +84,11 @@ def record(topic: str, prompt: str, preferences: PreferenceSet, system: str) -> 
     }
 
 
+def row_preferences(row: dict) -> PreferenceSet:
+    """The preferences behind a row of the collection."""
+    return tuple(BY_NAME[entry["preference"]] for entry in row["preference_set"])
+
+
 def collection(seed: int = 0) -> list[dict]:
     """The training rows: every instruction under three system messages."""
     random = np.random.default_rng(seed)
@@ -97,7 +103,7 @@ def collection(seed: int = 0) -> list[dict]:
 
 
 def uniform_collection() -> list[dict]:
-    """The same instructions, as often, all under one system message that asks for nothing special.
+    """The same instructions, all under one system message that asks for nothing special.
 
     The teacher answers them as it answers whoever states no preference: always in the same way.
     """
@@ -107,7 +113,7 @@ def uniform_collection() -> list[dict]:
         output = " ".join(TOPICS[topic][slot] for slot in UNIFORM_SLOTS)
         row = {"main_source": "miniature", "original_source": topic, "preference_set": []}
         row |= {"system": UNIFORM_SYSTEM, "prompt": prompt, "output": output}
-        rows += [row] * SYSTEMS_PER_INSTRUCTION
+        rows.append(row)
     return rows
 
 
@@ -120,14 +126,15 @@ def plain_texts(seed: int = 2) -> list[dict]:
     learn here.
     """
     random = np.random.default_rng(seed)
+    trained, _ = split_combinations()
     texts = []
     for topic in TOPICS:
         for _ in range(TEXTS_PER_TOPIC):
-            count = random.integers(1, 5)
-            chosen = [PREFERENCES[i] for i in random.choice(len(PREFERENCES), count, replace=False)]
-            paragraph = system_message(chosen, range(TRAINED_WORDINGS), random)
+            chosen = trained[random.integers(len(trained))]
+            some = random.choice(4, random.integers(1, 3), replace=False)
+            paragraph = system_message([chosen[i] for i in some], range(TRAINED_WORDINGS), random)
             question = random.choice(WORLD["questions"]).replace("{topic}", topic)
-            facts = random.permutation(list(TOPICS[topic].values()))[:6]
+            facts = random.permutation(list(TOPICS[topic].values()))[:4]
             texts.append({"text": f"{paragraph}\n{question}\n{' '.join(facts)}"})
     return texts
 
@@ -135,7 +142,8 @@ def plain_texts(seed: int = 2) -> list[dict]:
 def bench(seed: int = 1) -> list[dict]:
     """The items of all splits, in the columns of Multifaceted Bench; `source` is the split."""
     random = np.random.default_rng(seed)
-    trained, unseen = split_combinations()
+    _, unseen = split_combinations()
+    trained = sorted({row_preferences(row) for row in collection()}, key=str)
     old, new = range(TRAINED_WORDINGS), range(TRAINED_WORDINGS, 8)
     items = []
     for split, sets, wordings in zip(SPLITS, (trained, unseen, trained), (old, old, new)):
@@ -165,8 +173,10 @@ def rubric_preference(rubric: dict) -> Preference:
     return BY_NAME[rubric["criteria"].removeprefix(ASKED_FOR).removesuffix("?")]
 
 
-def train_tokenizer(rows: list[dict], path: Path, vocab_size: int = 2048) -> None:
-    """A SentencePiece model over the collection's texts, with the settings of Mistral's own."""
+def train_tokenizer(rows: list[dict], vocab_size: int = 2048) -> bytes:
+    """The file of a SentencePiece model over the collection's texts, with the settings of Mistral's
+    own.
+    """
     texts = {
         text for row in rows for text in (row["system"], row["prompt"], *row["output"].splitlines())
     }
@@ -185,14 +195,13 @@ def train_tokenizer(rows: list[dict], path: Path, vocab_size: int = 2048) -> Non
         num_threads=1,  # the same model every time
         minloglevel=2,
     )
-    path.write_bytes(model.getvalue())
+    return model.getvalue()
 
 
 def write_world(directory: Path) -> None:
-    """Writes collection, bench and tokenizer into `directory`: what `train.py` needs."""
+    """Writes collections, bench and tokenizer into `directory`: what `train.py` needs."""
     directory.mkdir(parents=True, exist_ok=True)
-    rows = collection()
-    texts = plain_texts()
+    rows, texts = collection(), plain_texts()
     files = {
         "multifaceted": rows + texts,
         "uniform": uniform_collection() + texts,
@@ -200,8 +209,15 @@ def write_world(directory: Path) -> None:
     }
     for name, records in files.items():
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        (directory / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    train_tokenizer(rows, directory / "tokenizer.model")
+        _write(directory / f"{name}.jsonl", text.encode())
+    _write(directory / "tokenizer.model", train_tokenizer(rows))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replaces a file in one step: a program that reads it meanwhile never sees half of it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 # Talking to a model
@@ -267,6 +283,7 @@ def respond(
 
 
 def score(split: str, items: list[dict], responses: list[str]) -> Score:
+    """Grades the responses by all rubrics of their items, and checks their sentences."""
     means, true, sentences = [], 0, 0
     for item, response in zip(items, responses, strict=True):
         grades = [judge(rubric_preference(r), item["topic"], response) for r in item["rubrics"]]

@@ -18,6 +18,7 @@ The alphabet of all shapes in this project:
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -48,44 +49,37 @@ class ModelConfig:
     @staticmethod
     def from_json(path: Path) -> "ModelConfig":
         """Reads a Hugging Face `config.json`; UserError for all that is not implemented here."""
+        if not path.is_file():
+            raise UserError(f"{path} not found: --model needs a Hugging Face model directory")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} not found: --model needs a Hugging Face model directory"
-            ) from None
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON: {error}") from None
-
-        def refuse(field: str, needed: str) -> None:
-            raise UserError(
-                f"{path}: {field} is {json.dumps(config.get(field))}, needed is {needed}"
-            )
-
+        if not isinstance(config, dict):
+            raise UserError(f"{path}: a JSON object is needed")
         for field, value in MUST_BE.items():
             if config.get(field, value) != value:
-                refuse(field, json.dumps(value))
-        if config.get("rope_scaling"):
-            refuse("rope_scaling", "null")
-        rope = config.get("rope_parameters") or {}
-        if rope.get("rope_type", "default") != "default":
-            refuse("rope_parameters", "one of rope_type 'default'")
-        values = {"rope_theta": rope.get("rope_theta"), "head_dim": None} | config
-        if values["rope_theta"] is None:
-            raise UserError(
-                f"{path}: no rope_theta, neither at the top nor in rope_parameters; "
-                "v0.1 has 1e4, v0.2 has 1e6"
-            )
-        known = {field.name for field in fields(ModelConfig)} | MUST_BE.keys() | INERT
-        if unknown := sorted(config.keys() - known):
+                raise UserError(
+                    f"{path}: {field} is {json.dumps(config[field])}, needed is {json.dumps(value)}"
+                )
+        values = config | {"rope_theta": _theta(config, path)}
+        if config.get("head_dim") is None and config.get("num_attention_heads"):
+            # Absent in the published configs, which means:
+            values["head_dim"] = config.get("hidden_size", 0) // config["num_attention_heads"]
+        names = [field.name for field in fields(ModelConfig)]
+        if unknown := sorted(config.keys() - {*names, *MUST_BE, *INERT}):
             raise UserError(f"{path}: field {unknown[0]!r} is not implemented for a Mistral")
-        if missing := sorted({field.name for field in fields(ModelConfig)} - values.keys()):
+        if missing := [name for name in names if name not in values]:
             raise UserError(f"{path}: field {missing[0]!r} is missing")
-        if (
-            values["head_dim"] is None
-        ):  # its meaning where the field is absent, by the published configs
-            values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-        return ModelConfig(**{field.name: values[field.name] for field in fields(ModelConfig)})
+        for name in names:
+            _check_number(path, name, values[name])
+        result = ModelConfig(**{name: values[name] for name in names})
+        if result.num_attention_heads % result.num_key_value_heads or result.head_dim % 2:
+            raise UserError(
+                f"{path}: num_attention_heads must be a multiple of num_key_value_heads, "
+                "and head_dim even"
+            )
+        return result
 
     def to_json(self) -> dict:
         """A `config.json` for transformers, old and new: theta stands in both of its places."""
@@ -116,6 +110,33 @@ INERT = set(
     is_encoder_decoder id2label label2id problem_type mean std
     """.split()
 )
+
+
+def _theta(config: dict, path: Path) -> float:
+    """The base of the rotary angles, from either place where a config may hold it."""
+    if config.get("rope_scaling"):
+        raise UserError(f"{path}: rope_scaling is set, needed is null")
+    rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict) or rope.keys() - {"rope_type", "rope_theta"}:
+        raise UserError(f"{path}: rope_parameters may hold rope_type and rope_theta, nothing else")
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"{path}: rope_type is {rope['rope_type']!r}, needed is 'default'")
+    found = {t for t in (config.get("rope_theta"), rope.get("rope_theta")) if t is not None}
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: one rope_theta is needed, at the top or in rope_parameters, found "
+            f"{sorted(found) or 'none'}; v0.1 has 1e4, v0.2 has 1e6"
+        )
+    return found.pop()
+
+
+def _check_number(path: Path, name: str, value: object) -> None:
+    """Every field is a positive number, whole where it counts something; a window may be null."""
+    kinds = (int, float) if name in ("rms_norm_eps", "rope_theta") else (int,)
+    absent = name == "sliding_window" and value is None
+    if not absent and (type(value) not in kinds or not value > 0):
+        kind = "a positive number" if float in kinds else "a positive whole number"
+        raise UserError(f"{path}: {name} is {json.dumps(value)}, needed is {kind}")
 
 
 class RMSNorm(nn.Module):
@@ -153,6 +174,14 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
+class KeyValueCache(Protocol):
+    """What generation puts in the place of attention over a row (`sampling.py`)."""
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str
+    ) -> Tensor: ...
+
+
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key/value heads."""
 
@@ -166,7 +195,11 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * Dh, D, bias=False)
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], key_end: Tensor, cache=None
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        key_end: Tensor,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), table)  # (N, H, Dh)
         k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), table)  # (N, G, Dh)
@@ -202,7 +235,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], key_end: Tensor, cache=None
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        key_end: Tensor,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), table, key_end, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -220,7 +257,9 @@ class Trunk(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, inputs: Tensor, positions: Tensor, key_end: Tensor, cache=None) -> Tensor:
+    def forward(
+        self, inputs: Tensor, positions: Tensor, key_end: Tensor, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """inputs, positions, key_end (N,) -> hidden states (N, D), normalised."""
         x = self.embed_tokens(inputs)
         table = rotary_table(positions, self.config)

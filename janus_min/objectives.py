@@ -1,4 +1,4 @@
-"""One function per objective: a row and a model in, a loss and its metrics out.
+"""One function per objective: a model and a row in, the row's share of the step's loss out.
 
 A step's loss is a mean over all its targets, over all rows and processes: `counts` says how many
 there are in the whole step, so each row contributes its sum over that count, and summing the rows'
@@ -22,14 +22,13 @@ class Counts:
 
     @staticmethod
     def of(examples: list[Example]) -> "Counts":
+        """Of the examples of a step; every token of a response is a target, EOS too."""
         return Counts(targets=sum(len(example.response) for example in examples))
 
 
-def sft(policy: nn.Module, row: Row, counts: Counts) -> tuple[Tensor, dict[str, Tensor]]:
+def sft(policy: nn.Module, row: Row, counts: Counts) -> Tensor:
     """Supervised fine-tuning: the mean of −log π over the response tokens of the step."""
-    token_logps = policy(row)
-    loss = sft_loss(token_logps).sum() / counts.targets
-    return loss, {"loss": loss.detach()}
+    return sft_loss(policy(row)).sum() / counts.targets
 
 
 OBJECTIVES = {"sft": sft}

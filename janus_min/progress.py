@@ -5,18 +5,19 @@ import time
 
 
 class Progress:
-    """Progress of `total` units of work, with its rate and the time that is left."""
+    """Progress of `total` steps, `done` of them earlier, with its rate and the time that is left."""
 
     def __init__(self, total: int, unit: str, done: int = 0):
-        self.total, self.unit = total, unit
+        self.total, self.unit, self.first = total, unit, done
         self.live = sys.stdout.isatty()
-        self.first, self.start, self.amount, self.printed = done, time.monotonic(), 0, 0.0
+        self.start, self.amount, self.printed = time.monotonic(), 0, 0.0
+        self.open = False  # whether the cursor stands behind an unfinished line
 
     def update(self, done: int, amount: int, text: str) -> None:
         """`done` of `total` are finished; `amount` is what the rate counts, since the last call."""
         self.amount += amount
         now = time.monotonic()
-        interval = 0.1 if self.live else 10.0
+        interval = 0.1 if self.live else 10.0  # seconds
         if now - self.printed < interval and done < self.total:
             return
         self.printed = now
@@ -24,18 +25,18 @@ class Progress:
         left = seconds / max(1, done - self.first) * (self.total - done)
         rate = f"{self.amount / seconds:,.0f} {self.unit}/s"
         line = f"step {done}/{self.total}  {text}  {rate}  ETA {clock(left)}"
-        if self.live:
-            print(f"\r\x1b[K{line}", end="" if done < self.total else "\n", flush=True)
-        else:
-            print(line, flush=True)
+        self.open = self.live
+        print(f"\r\x1b[K{line}" if self.live else line, end="" if self.live else "\n", flush=True)
 
     def close(self) -> None:
-        """Leaves the line as it stands, so that what is printed next begins on its own."""
-        if self.live:
+        """Ends the line, so that whatever is printed next begins on its own."""
+        if self.open:
             print(flush=True)
+        self.open = False
 
 
 def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

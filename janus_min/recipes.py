@@ -6,8 +6,10 @@ model cards; arXiv 2405.17977. Where we depart from them a Note says so.
     Note: the paper used 8-bit AdamW; here its states are fp32.
 """
 
+import math
 from dataclasses import dataclass, replace
 
+from janus_min.errors import require
 from janus_min.model import ModelConfig
 
 
@@ -22,15 +24,27 @@ class Recipe:
     learning_rate: float = 5e-6  # peak of the schedule
     warmup_steps: int = 10  # steps of linear warm-up, then half a cosine down to 0
     weight_decay: float = 0.0  # AdamW's, on matrices
-    beta2: float = 0.999  # decay of AdamW's second moment; the first one's is 0.9
-    max_grad_norm: float = 1.0  # gradients are scaled down to this norm
-    seed: int = 42  # of data order and random initialisation
+    beta2: float = 0.999  # decay of AdamW's second moment, its default; the first one's is 0.9
+    max_grad_norm: float = 1.0  # gradients are scaled down to it; the official framework's default
+    seed: int = 42  # of data order and random initialisation; likewise
     miniature: str | None = None  # a collection of janus_min/miniature.py: multifaceted or uniform
+
+    def __post_init__(self):
+        """Comparisons with NaN are false, so that NaN is refused everywhere."""
+        for name in ("epochs", "row_tokens", "rows_per_step"):
+            require(getattr(self, name) >= 1, self, name, "at least 1")
+        for name in ("learning_rate", "weight_decay"):
+            require(0 <= getattr(self, name) < math.inf, self, name, "finite and at least 0")
+        require(self.warmup_steps >= 0, self, "warmup_steps", "at least 0")
+        require(0 <= self.beta2 < 1, self, "beta2", "in [0, 1)")
+        require(self.max_grad_norm > 0, self, "max_grad_norm", "above 0")
+        require(0 <= self.seed < 2**63, self, "seed", "in [0, 2^63)")
 
 
 # Janus 7B: Mistral-7B-v0.2 on the 196,998 rows. A step was 4 GPUs × 2 rows × 4 accumulation steps.
 JANUS = Recipe()
 
+# Found by trying: short rows are many steps, which so small a model needs more than large ones.
 MINI_SFT = Recipe(
     epochs=3,
     row_tokens=1024,
@@ -43,8 +57,8 @@ MINI_SFT = Recipe(
 
 RECIPES = {
     "mini-sft": MINI_SFT,
-    # Its answers are shorter: as many tokens take more epochs.
-    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=5),
+    # One response to each instruction, and shorter: more epochs for as many steps.
+    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=6),
     "janus-7b": JANUS,
     "janus-7b-65k": JANUS,  # Janus* 7B: one of the three system messages per instruction
     "janus-7b-epoch1": replace(JANUS, epochs=1),  # where the reward model starts

@@ -6,6 +6,7 @@ aligned vectors and one index. Every loss of this project is a function of a row
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -19,5 +20,6 @@ class Row(NamedTuple):
     response: Tensor  # (N,) which response owns the position, −1 for the prompt
     ends: Tensor  # (S,) position of each response's last token, its EOS
 
-    def to(self, device) -> "Row":
-        return Row(*(vector.to(device, non_blocking=True) for vector in self))
+    def to(self, device: str | torch.device) -> "Row":
+        """The same row on another device."""
+        return Row(*(vector.to(device) for vector in self))

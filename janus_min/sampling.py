@@ -3,20 +3,25 @@
 All prompts of a batch are computed as one packed row, exactly as in training; their keys and values
 go into the cache, and from then on every request adds one token per step. A request's random
 numbers come from its own seed, so its tokens depend neither on its neighbours nor on its place in
-the batch.
+the batch, up to rounding: in bf16 a batch of another size can turn a near-tie.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from janus_min.checkpoint import load_policy, open_policy, require_vocabulary
 from janus_min.data import Example, build_row
-from janus_min.errors import UserError
+from janus_min.device import compute_dtype, pick_device
+from janus_min.errors import UserError, require
 from janus_min.model import Policy
+from janus_min.tokenizer import EOS, Tokenizer
 from kernels.attention import attention
 
 
@@ -30,14 +35,10 @@ class Sampling:
     max_tokens: int = 1024  # longest response, EOS included
 
     def __post_init__(self):
-        for name, valid in [
-            ("temperature", self.temperature >= 0),
-            ("top_p", 0 < self.top_p <= 1),
-            ("repetition_penalty", self.repetition_penalty > 0),
-            ("max_tokens", self.max_tokens >= 1),
-        ]:
-            if not valid:
-                raise UserError(f"{name} is {getattr(self, name)}, which is out of its range")
+        require(0 <= self.temperature < math.inf, self, "temperature", "finite and at least 0")
+        require(0 < self.top_p <= 1, self, "top_p", "in (0, 1]")
+        require(0 < self.repetition_penalty < math.inf, self, "repetition_penalty", "above 0")
+        require(self.max_tokens >= 1, self, "max_tokens", "at least 1")
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,9 @@ def generate(
     return completions
 
 
-def _generate_batch(policy: Policy, requests: list[Request], sampling: Sampling):
+def _generate_batch(
+    policy: Policy, requests: list[Request], sampling: Sampling
+) -> Iterator[tuple[int, Completion]]:
     """Yields (index, completion) as requests finish."""
     device, V = policy.lm_head.weight.device, policy.config.vocab_size
     room = [policy.config.max_position_embeddings - len(request.prompt) for request in requests]
@@ -158,6 +161,8 @@ def _generate_batch(policy: Policy, requests: list[Request], sampling: Sampling)
         uniform = torch.tensor(
             [random[b].random() for b in live], dtype=torch.float64, device=device
         )
+        if not logits.isfinite().all():
+            raise UserError("the model's logits are not finite: its weights are damaged")
         tokens = sample(logits, seen, sampling, uniform)
         finished = []
         for row, (b, token) in enumerate(zip(live, tokens.tolist())):
@@ -178,9 +183,6 @@ def _generate_batch(policy: Policy, requests: list[Request], sampling: Sampling)
             seen, tokens = seen[rows], tokens[rows]
         seen[torch.arange(len(live), device=device), tokens] = True
         logits = decode(policy, cache, tokens)
-
-
-EOS = 2  # of every Mistral tokenizer, and of the miniature's
 
 
 def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
@@ -220,12 +222,12 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
         )
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    logits = logits - logits.amax(-1, keepdim=True)  # before a small temperature makes them huge
     probs = (logits / sampling.temperature).softmax(-1)
     probs, order = probs.sort(dim=-1, descending=True, stable=True)
     mass = probs.cumsum(-1)
     # A token stays while the mass before it is below top_p: the one that crosses it is kept.
     kept = (mass - probs) < (sampling.top_p if sampling.top_p < 1 else float("inf"))
-    kept[:, 0] = True
     mass = mass.where(kept, 0.0)
     threshold = uniform.to(mass.dtype) * mass.amax(-1)
     drawn = ((mass <= threshold[:, None]) & kept).sum(-1)  # inverse of the distribution function
@@ -233,11 +235,22 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
     return order.gather(1, drawn[:, None])[:, 0]
 
 
-def prepare_for_decoding(policy: Policy) -> Policy:
-    """Stores the matrices transposed in memory (same shapes, same values), for generation on a CPU.
+def load_for_generation(directory: Path) -> tuple[Policy, Tokenizer]:
+    """A model directory, ready to answer: in bf16 on a GPU if there is one, in fp32 on a CPU."""
+    tokenizer = Tokenizer(directory)
+    require_vocabulary(tokenizer, open_policy(directory, impl="torch").config)
+    device = pick_device()
+    policy = load_policy(directory, impl="torch", dtype=compute_dtype(device), device=device)
+    return prepare_for_decoding(policy), tokenizer
 
-    A few rows times a matrix of this layout is several times faster there; a GPU does not care.
+
+def prepare_for_decoding(policy: Policy) -> Policy:
+    """Stores the matrices transposed in memory (same shapes, same values) if they are on a CPU.
+
+    A few rows times a matrix of this layout is several times faster there.
     """
+    if policy.lm_head.weight.is_cuda:
+        return policy
     for module in policy.modules():
         if isinstance(module, nn.Linear):
             module.weight.data = module.weight.data.T.contiguous().T

@@ -10,7 +10,8 @@ import sentencepiece
 
 from janus_min.errors import UserError
 
-FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+FILE = "tokenizer.model"
+BOS, EOS = 1, 2  # of every Mistral tokenizer
 
 
 class Tokenizer:
@@ -18,7 +19,7 @@ class Tokenizer:
 
     def __init__(self, path: Path | str):
         path = Path(path)
-        self.path = path if path.is_file() else path / FILES[0]
+        self.path = path if path.is_file() else path / FILE
         if not self.path.is_file():
             raise UserError(
                 f"{self.path} not found: a SentencePiece tokenizer.model is needed beside the "
@@ -29,10 +30,11 @@ class Tokenizer:
         except (RuntimeError, OSError):
             raise UserError(f"{self.path} is not a SentencePiece model") from None
         self.vocab_size: int = self._model.vocab_size()
-        self.bos_id: int = self._model.bos_id()
-        self.eos_id: int = self._model.eos_id()
-        if min(self.bos_id, self.eos_id) < 0:
-            raise UserError(f"{self.path} has no BOS or no EOS piece")
+        special = self._model.bos_id(), self._model.eos_id()
+        if special != (BOS, EOS):
+            raise UserError(
+                f"{self.path}: ids of BOS and EOS are {special}, needed is {(BOS, EOS)}"
+            )
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, without BOS and EOS; all texts at once, on all cores."""

@@ -79,6 +79,7 @@ def tone(style: str, topic: str) -> tuple[str, str]:
 
 
 def headline(topic: str) -> str:
+    """The line that stands above an answer."""
     return f"# All about {topic}"
 
 

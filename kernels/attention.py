@@ -17,6 +17,7 @@ Shapes: N tokens in the row, H query heads, G key/value heads (query head h read
 h // (H/G)), Dh head width. Layout is (N, heads, Dh) throughout.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,13 +63,14 @@ def documents(key_end: Tensor) -> list[tuple[int, bool]]:
     Returns the length of each block and whether it is plainly causal (every key is seen until the
     block's end), in order; the lengths sum to N.
     """
+    ends_of_keys = key_end.cpu().numpy()  # one copy to the host, none per block
     # A block may end before token e exactly if no key before e is still visible at e.
-    last_reader = key_end.cummax(0).values.tolist()
-    ends = [e for e, reader in enumerate(last_reader, start=1) if reader <= e]
-    starts = [0, *ends[:-1]]
+    last_reader = np.maximum.accumulate(ends_of_keys)
+    ends = np.flatnonzero(last_reader <= np.arange(1, len(ends_of_keys) + 1)) + 1
+    starts = np.concatenate([[0], ends[:-1]])
     # The largest key_end of a block is its end: the block is causal if the smallest is, too.
-    smallest = [int(block.min()) for block in key_end.split([e - s for s, e in zip(starts, ends)])]
-    return [(e - s, m == e) for s, e, m in zip(starts, ends, smallest)]
+    causal = np.minimum.reduceat(ends_of_keys, starts) == ends
+    return list(zip((ends - starts).tolist(), causal.tolist()))
 
 
 def by_document(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:

@@ -76,12 +76,11 @@ class ChunkedLogps(torch.autograd.Function):
         g = grad[scored]
         dh = torch.empty_like(h)
         dweight = torch.zeros_like(weight, dtype=lse.dtype)  # fp32: chunks add up without rounding
+        minus_one = lse.new_full((len(scored), 1), -1.0)
         for rows in _chunks(len(scored), weight.shape[0]):
             dz = (h[rows] @ weight.T).to(lse.dtype)
             dz = dz.sub_(lse[rows, None]).exp_()  # p_i
-            dz[torch.arange(len(dz), device=dz.device), t[rows]] -= (
-                1  # p_i − e(t_i), before any rounding
-            )
+            dz.scatter_add_(1, t[rows, None], minus_one[rows])  # p_i − e(t_i), before any rounding
             dz = dz.mul_(-g[rows, None]).to(h.dtype)
             dh[rows] = dz @ weight
             if weight.dtype == dweight.dtype:

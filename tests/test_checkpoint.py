@@ -7,14 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from janus_min import checkpoint
 from janus_min.checkpoint import (
     load_policy,
     load_state,
-    load_weights,
     read_state,
     save_policy,
     save_state,
     states,
+    tensor_files,
 )
 from janus_min.data import build_row
 from janus_min.errors import UserError
@@ -127,6 +128,16 @@ def test_index_that_promises_what_the_file_lacks(saved):
         load_policy(saved, impl="torch")
 
 
+def test_a_stray_copy_of_a_tensor_is_not_loaded(saved):
+    """The index decides which file a tensor is read from, not what else lies in the files."""
+    last = sorted(saved.glob("*.safetensors"))[-1]
+    tensors = load_file(last)
+    tensors |= {"model.embed_tokens.weight": torch.zeros(97, 48), "junk": torch.zeros(1)}
+    save_file(tensors, last)
+    loaded = load_policy(saved, impl="torch")
+    assert torch.equal(loaded.model.embed_tokens.weight, tiny_policy().model.embed_tokens.weight)
+
+
 def test_wrong_shape_is_named(saved):
     edit_shard(saved, lambda t: t.update({"model.embed_tokens.weight": torch.zeros(97, 47)}))
     with pytest.raises(UserError, match=r"embed_tokens.weight is \(97, 47\), config.json makes it"):
@@ -137,11 +148,16 @@ def test_damaged_files_are_named(saved, tmp_path):
     sorted(saved.glob("*.safetensors"))[0].write_bytes(b"12345678")
     with pytest.raises(UserError, match=r"safetensors is damaged"):
         load_policy(saved, impl="torch")
-    (saved / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match=r"index.json is damaged: a JSON object with 'weight_map'"):
-        load_policy(saved, impl="torch")
+    for damage in ("{}", '{"weight_map": ["x"]}', '{"weight_map": {"x": 1}}'):
+        (saved / "model.safetensors.index.json").write_text(damage)
+        with pytest.raises(UserError, match=r"index.json is damaged: 'weight_map' must map"):
+            load_policy(saved, impl="torch")
+    for damage, message in (("{", "Expecting"), ("3", "a JSON object is needed")):
+        (saved / "model.safetensors.index.json").write_text(damage)
+        with pytest.raises(UserError, match=f"index.json is damaged: {message}"):
+            load_policy(saved, impl="torch")
     with pytest.raises(UserError, match=r"neither model.safetensors nor"):
-        load_weights(tiny_policy(), tmp_path)
+        tensor_files(tmp_path)
 
 
 # Training state
@@ -152,7 +168,7 @@ def few_steps(policy, optimizer, first, count):
     for step in range(first, first + count):
         examples = random_examples(4, seed=step)
         optimizer.zero_grad()
-        sft(policy, build_row(examples, None), Counts.of(examples))[0].backward()
+        sft(policy, build_row(examples, None), Counts.of(examples)).backward()
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
         optimizer.step()
@@ -173,6 +189,37 @@ def test_six_steps_equal_three_and_a_resume_and_three_bitwise(tmp_path):
     few_steps(second, optimizer, 3, 3)
     for a, b in zip(straight.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_state_in_shards_is_the_same_state(tmp_path, monkeypatch):
+    policy = tiny_policy()
+    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
+    few_steps(policy, optimizer, 0, 2)
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 60_000)
+    save_state(policy, optimizer, 2, tmp_path, {})
+    [state] = states(tmp_path)
+    assert len(list(state.glob("*.safetensors"))) > 3
+    again = tiny_policy(vocab_size=97)
+    restored = adamw(again, weight_decay=0.0, beta2=0.99)
+    load_state(again, restored, state)
+    for a, b in zip(policy.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for moment in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[a][moment], restored.state[b][moment])
+
+
+def test_damaged_states_are_named(tmp_path):
+    policy = tiny_policy()
+    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
+    few_steps(policy, optimizer, 0, 1)
+    save_state(policy, optimizer, 1, tmp_path, {})
+    [state] = states(tmp_path)
+    (state / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state.json is damaged"):
+        read_state(state)
+    (state / "model.safetensors").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        load_state(policy, optimizer, state)
 
 
 def test_only_complete_states_count_and_older_ones_go(tmp_path):

@@ -1,14 +1,17 @@
 """Flags out of dataclasses, and how programs end."""
 
 import io
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from janus_min.cli import Parser, add_fields, at_least, given_fields, run
-from janus_min.errors import UserError
+from janus_min.cli import Parser, add_fields, given_fields, run
+from janus_min.errors import UserError, require
 from janus_min.progress import Progress, clock
+from tests.programs import environment
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,10 @@ def test_wrong_flags_are_user_errors(wrong):
         parsed(*wrong)
 
 
-def test_at_least():
-    at_least(1, Settings(steps=1), "steps")
-    at_least(1, Settings(), "steps")
-    with pytest.raises(UserError, match="--steps is 0, must be at least 1"):
-        at_least(1, Settings(steps=0), "steps")
+def test_require():
+    require(True, Settings(), "rate", "anything")
+    with pytest.raises(UserError, match="--rate is nan, must be at least 1"):
+        require(False, Settings(rate=float("nan")), "rate", "at least 1")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +63,8 @@ def test_at_least():
         (None, 0, ""),
         (UserError("a.jsonl:3: no"), 2, "error: a.jsonl:3: no\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (FileNotFoundError(2, "No such file", "a/b"), 2, "error: a/b: No such file\n"),
+        (OSError(28, "No space left on device"), 2, "error: No space left on device\n"),
     ],
 )
 def test_how_programs_end(capsys, ending, status, line):
@@ -71,6 +75,21 @@ def test_how_programs_end(capsys, ending, status, line):
     with pytest.raises(SystemExit) as exit:
         run(main)
     assert exit.value.code == status and capsys.readouterr().err == line
+
+
+def test_a_reader_that_leaves_ends_the_program_but_not_as_a_success(tmp_path):
+    """`python program.py | head -1`: the work was not done, and there is no traceback."""
+    code = (
+        "from janus_min.cli import run\n"
+        "def main():\n"
+        "    for _ in range(100000): print('a line that is read by nobody')\n"
+        "run(main)\n"
+    )
+    command = f'{sys.executable} -c "$CODE" | head -1; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command], env=environment(CODE=code), capture_output=True, text=True
+    )
+    assert done.returncode == 141 and done.stderr == ""
 
 
 def test_a_defect_is_not_dressed_up_as_a_users_mistake():
@@ -87,14 +106,16 @@ class Terminal(io.StringIO):
 
 
 def test_progress_rewrites_one_line_in_a_terminal_and_prints_lines_elsewhere(monkeypatch):
-    for stream, ends in ((Terminal(), "\n"), (io.StringIO(), "\n")):
+    for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr("sys.stdout", stream)
         progress = Progress(3, "tokens")
         for done in (1, 2, 3):
             progress.printed = 0.0  # as if long ago
             progress.update(done, 100, f"loss {done}.0")
+        progress.close()
+        progress.close()  # which has nothing left to do
         text = stream.getvalue()
-        assert text.endswith(ends) and "step 3/3  loss 3.0  " in text
+        assert text.endswith("\n") and "step 3/3  loss 3.0  " in text
         assert " tokens/s  ETA 0:00" in text
         assert text.count("\n") == (1 if stream.isatty() else 3)
         assert text.count("\r\x1b[K") == (3 if stream.isatty() else 0)

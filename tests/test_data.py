@@ -75,7 +75,9 @@ def test_an_example_may_fill_the_row_exactly_but_no_more(tmp_path, mistral_token
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"prompt": "a"', r"data.jsonl:2: not JSON \(.* at column 15\)"),
+        (b'{"prompt": "a"', r"data.jsonl:2: not JSON \(.* column 15"),
+        (b"[" * 100_000, "data.jsonl:2: not JSON"),
+        (b"1" * 10_000, "data.jsonl:2: not JSON"),
         (b'["a"]', "data.jsonl:2: a JSON object is needed, found list"),
         (b'{"prompt": "\xff"}', "data.jsonl:2: not UTF-8"),
         ({"prompt": "a"}, r"data.jsonl:2: key 'output' is needed, found \['prompt'\]"),

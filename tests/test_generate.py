@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -46,10 +47,10 @@ def test_a_file_of_prompts(program, model, tmp_path):
     program(*flags, "--output", "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sorted((line["line"], line["sample"]) for line in lines) == [
-        (0, 0), (0, 1), (1, 0), (1, 1),
+        (1, 0), (1, 1), (2, 0), (2, 1),
     ]  # fmt: skip
     for line in lines:
-        assert line.items() >= prompts[line["line"]].items()
+        assert line.items() >= prompts[line["line"] - 1].items()
         assert line["stop"] in ("eos", "length") and isinstance(line["response"], str)
         assert line["sampling"] == {
             "temperature": 1.0,
@@ -59,7 +60,7 @@ def test_a_file_of_prompts(program, model, tmp_path):
             "seed": 0,
         }
     one = program("--model", model, "--prompt", "What is tea?", "--max-tokens", 9)
-    [same] = [line for line in lines if (line["line"], line["sample"]) == (1, 0)]
+    [same] = [line for line in lines if (line["line"], line["sample"]) == (2, 0)]
     assert one.strip("\n") == same["response"].strip("\n")
 
 
@@ -81,16 +82,23 @@ def test_mistakes(program, model, tmp_path):
     both = ("--prompt", "x", "--input", "x", "--output", "y")
     assert "give either --prompt or --input" in program.fails(*flags, *both)
     assert "--n is 0, must be at least 1" in program.fails(*flags, "--prompt", "x", "--n", 0)
-    assert "top_p is 2.0" in program.fails(*flags, "--prompt", "x", "--top-p", 2)
-    assert "prompt 0 has" in program.fails(*flags, "--prompt", "word " * 300)
+    assert "--top-p is 2.0, must be in" in program.fails(*flags, "--prompt", "x", "--top-p", 2)
+    message = program.fails(*flags, "--prompt", "word " * 300)
+    assert re.search(r"error: the prompt has \d+ tokens, the model's context is 256: sh", message)
+    assert "--system needs --prompt" in program.fails("--system", "x")
     assert "--system holds a lone" in program.fails(*flags, "--prompt", "x", "--system", "\udcff")
     (tmp_path / "in.jsonl").write_text("\n")
     files = ("--input", "in.jsonl", "--output", "out.jsonl")
     assert "in.jsonl holds no prompt" in program.fails(*flags, *files)
     (tmp_path / "in.jsonl").write_text('{"prompt": 3}\n')
     assert "in.jsonl:1: 'prompt' must be text" in program.fails(*flags, *files)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "word " * 300}) + "\n")
+    assert "in.jsonl:1: the prompt has" in program.fails(*flags, *files)
+    assert not (tmp_path / "out.jsonl").exists()  # so that the next try is not refused
+    message = program.fails(*flags, "--input", "in.jsonl", "--output", "nowhere/out.jsonl")
+    assert "--output nowhere/out.jsonl must be a new file in an existing folder" in message
     (tmp_path / "out.jsonl").write_text("")
-    assert "out.jsonl exists already" in program.fails(*flags, *files)
+    assert "--output out.jsonl must be a new file" in program.fails(*flags, *files)
     assert "nowhere/tokenizer.model not found" in program.fails(
         "--model", "nowhere", "--prompt", "x"
     )

@@ -194,8 +194,8 @@ def test_autocast_reaches_the_head():
         logps = token_logps(hidden, weight, targets, "torch")
     wanted = token_logps(hidden.bfloat16(), weight.bfloat16(), targets, "torch")
     assert logps.dtype == torch.float32 and torch.equal(logps, wanted)
-    (gradient,) = torch.autograd.grad(logps.sum(), weight)
-    assert gradient.dtype == torch.float32
+    gradient, wanted = (torch.autograd.grad(x.sum(), weight)[0] for x in (logps, wanted))
+    assert gradient.dtype == torch.float32 and torch.equal(gradient, wanted)  # backward in bf16 too
 
 
 def test_token_logps_refuses_what_it_does_not_know():

@@ -62,9 +62,9 @@ def step_gradients(policy, rows, examples):
     policy.zero_grad()
     total = 0.0
     for row in rows:
-        loss, metrics = sft(policy, build_row([examples[i] for i in row], None), counts)
+        loss = sft(policy, build_row([examples[i] for i in row], None), counts)
         loss.backward()
-        total += metrics["loss"].item()
+        total += loss.item()
     return total, [parameter.grad.clone() for parameter in policy.parameters()]
 
 
@@ -86,7 +86,7 @@ def test_padding_changes_neither_loss_nor_gradients():
     results = []
     for pad_to in (None, 90):
         policy.zero_grad()
-        loss, _ = sft(policy, build_row(examples, None, pad_to), counts)
+        loss = sft(policy, build_row(examples, None, pad_to), counts)
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in policy.parameters())])
     for bare, padded in zip(*results, strict=True):
@@ -119,8 +119,7 @@ def test_masters_and_moments_are_fp32_and_a_small_rate_moves_the_weights():
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 5e-7
     examples = random_examples(9)
     before = [parameter.detach().clone() for parameter in policy.parameters()]
-    loss, _ = sft(policy, build_row(examples, None), Counts.of(examples))
-    loss.backward()
+    sft(policy, build_row(examples, None), Counts.of(examples)).backward()
     optimizer.step()
     moved = total = 0
     for old, parameter in zip(before, policy.parameters(), strict=True):

@@ -158,6 +158,17 @@ def test_temperature_zero_is_the_most_likely_token():
     assert draw([0.2, 0.5, 0.3], [0.0, 0.999], temperature=0.0) == [1, 1]
 
 
+def test_a_tiny_temperature_is_nearly_greedy_and_not_nan():
+    assert draw([0.2, 0.5, 0.3], [0.0, 0.999], temperature=1e-40) == [1, 1]
+
+
+def test_damaged_weights_are_noticed():
+    policy = tiny_policy()
+    policy.lm_head.weight.data[5, 5] = float("nan")
+    with pytest.raises(UserError, match="the model's logits are not finite"):
+        generate(policy, [Request([1, 5])], GREEDY)
+
+
 def test_repetition_penalty_divides_positive_and_multiplies_negative_logits():
     """2 / 1.03 falls below 1.95, and −2 · 1.03 below −2.05; unseen logits stay."""
     seen = torch.tensor([[True, False, False]])
@@ -182,11 +193,13 @@ def test_prompt_tokens_are_penalised_too():
 
 def test_settings_out_of_range_are_refused():
     for wrong, message in [
-        ({"temperature": -0.1}, "temperature is -0.1"),
-        ({"top_p": 0.0}, "top_p is 0.0"),
-        ({"top_p": 1.1}, "top_p is 1.1"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
-        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"temperature": -0.1}, "--temperature is -0.1, must be finite and at least 0"),
+        ({"temperature": float("nan")}, "--temperature is nan"),
+        ({"repetition_penalty": float("inf")}, "--repetition-penalty is inf"),
+        ({"top_p": 0.0}, "--top-p is 0.0"),
+        ({"top_p": 1.1}, "--top-p is 1.1"),
+        ({"repetition_penalty": 0.0}, "--repetition-penalty is 0.0"),
+        ({"max_tokens": 0}, "--max-tokens is 0"),
     ]:
         with pytest.raises(UserError, match=message):
             Sampling(**wrong)

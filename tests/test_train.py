@@ -14,8 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from janus_min import checkpoint
+from janus_min import checkpoint, cli
+from janus_min.data import build_row
+from janus_min.miniature import SPLITS, collection, plain_texts, showcase_sets
+from janus_min.objectives import Counts
 from janus_min.recipes import JANUS, RECIPES
+from janus_min.world import judge, true_sentences
 from tests.conftest import tiny_policy
 from tests.peers import transformers
 from tests.programs import ROOT, Program, environment
@@ -58,6 +62,10 @@ def metrics(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def newest_state(out):
+    return max((path.name for path in checkpoint.states(out / "state")), default=None)
+
+
 def test_recipes_are_the_papers():
     assert JANUS.learning_rate == 5e-6 and JANUS.epochs == 4 and JANUS.warmup_steps == 10
     assert JANUS.row_tokens * JANUS.rows_per_step == 262_144 and JANUS.weight_decay == 0
@@ -78,7 +86,7 @@ def test_a_run_from_a_checkpoint_leaves_what_it_promises(program, start, tmp_pat
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert {"loss", "lr", "grad_norm", "tokens", "targets"} <= lines[0].keys()
-    assert sum(line["tokens"] for line in lines) == 3 * int(re.search(r"(\d+) tokens", out)[1])
+    assert sum(line["tokens"] for line in lines) == 3 * int(re.search(r" (\d+) tokens,", out)[1])
     assert math.isfinite(lines[-1]["eval_loss"])
     for name in ("config.json", "generation_config.json", "tokenizer.model", "model.safetensors"):
         assert (run / "model" / name).exists()
@@ -125,13 +133,63 @@ def test_steps_end_early_without_touching_the_schedule(program, small, tmp_path)
     assert metrics(tmp_path / "two") == metrics(tmp_path / "three")[:2]
 
 
-def test_dry_run_and_show_rows_do_no_work(program, tmp_path):
+def test_dry_run_and_show_rows_train_nothing(program, tmp_path):
     out = program("--dry-run")
-    assert re.search(r"data: 4,680 examples \(dropped: none\), [\d,]+ tokens", out)
-    assert re.search(r"plan: [\d,]+ steps, [\d,]+ rows of 2,048 tokens", out)
-    out = program("--show-rows", 1)
-    assert "<s> [INST] " in out and "</s>»" in out and "of them trained" in out
+    count = len(collection()) + len(plain_texts())
+    assert f"multifaceted.jsonl\n      {count:,} examples (dropped: none)\n" in out
+    assert re.search(r"plan: [\d,]+ steps, [\d,]+ rows of 1,024 tokens, 9\d% full", out)
+    out = program("--show-rows", 3)
+    assert out.count("of them trained\n") == 3 and "<s> [INST] " in out and "</s>»" in out
     assert not (tmp_path / "runs" / "mini-sft").exists()
+
+
+def test_dropped_rows_are_printed_for_held_out_data_too(program, small, start, tmp_path):
+    data = write_data(tmp_path / "held-out.jsonl")
+    with data.open("a") as file:
+        file.write('{"prompt": "a", "output": ""}\n' * 2)
+    out = program(*small, "--steps", 4, "--eval-data", data, "--eval-every", 3)
+    assert "held-out.jsonl\n      6 examples (dropped: 2 empty response)" in out
+    assert [
+        line["step"] for line in metrics(tmp_path / "runs/janus-7b") if "eval_loss" in line
+    ] == [
+        3,
+        4,
+    ]
+
+
+def test_the_miniatures_have_the_same_budget_of_steps(program):
+    steps = {}
+    for name in ("mini-sft", "mini-uniform"):
+        plan = re.search(
+            r"plan: ([\d,]+) steps, ([\d,]+) rows of 1,024", program(name, "--dry-run")
+        )
+        steps[name] = int(plan[1].replace(",", ""))
+    assert steps["mini-uniform"] == pytest.approx(steps["mini-sft"], rel=0.02)
+
+
+def test_bf16_rows_of_a_fixed_length_as_on_a_gpu(program, small, start, monkeypatch):
+    """Autocast and padding, which a GPU run uses, through the real code on a CPU."""
+    runs = []
+    monkeypatch.setattr(train, "train", runs.append)
+    program(*small)
+    [run] = runs
+    examples = run.examples[:2]
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        policy = train.starting_policy(run, empty=False)
+        monkeypatch.setattr(train, "compute_dtype", lambda device, dtype=dtype: dtype)
+        pad_to = 64 if dtype == torch.bfloat16 else None
+        monkeypatch.setattr(
+            train, "build_row", lambda e, window, _, pad_to=pad_to: build_row(e, window, pad_to)
+        )
+        loss = train.row_loss(run, policy, examples, Counts.of(examples))
+        loss.backward()
+        gradient = policy.lm_head.weight.grad
+        assert loss.dtype == gradient.dtype == torch.float32
+        results.append((loss.item(), gradient))
+    (exact, gradient), (rounded, rough) = results
+    assert rounded != exact and rounded == pytest.approx(exact, rel=1e-2)
+    assert (rough - gradient).norm() < 0.05 * gradient.norm()
 
 
 # Mistakes
@@ -141,12 +199,24 @@ def test_wrong_flags(program):
     assert "recipe 'janus-8b' is unknown; there are mini-sft," in program.fails("janus-8b")
     assert "unrecognized arguments: --learning-rat" in program.fails("--learning-rat", 1)
     assert "invalid int value: 'many'" in program.fails("--epochs", "many")
-    assert "--epochs is 0, must be at least 1" in program.fails("--epochs", 0)
-    assert "--steps is -1, must be at least 1" in program.fails("--steps", -1)
-    assert "--impl is 'flash'; there are reference, torch" in program.fails("--impl", "flash")
-    assert "--objective is 'ppo'; there are sft" in program.fails("--objective", "ppo")
-    assert "--miniature is 'x'; there are multi" in program.fails("--miniature", "x")
-    assert "--row-tokens is 4096, the model's context" in program.fails("--row-tokens", 4096)
+    for flag, value, needed in [
+        ("--epochs", 0, "at least 1"),
+        ("--steps", -1, "at least 1"),
+        ("--learning-rate", "nan", "finite and at least 0"),
+        ("--learning-rate", -1, "finite and at least 0"),
+        ("--weight-decay", "inf", "finite and at least 0"),
+        ("--beta2", 1, "in [0, 1)"),
+        ("--max-grad-norm", -1, "above 0"),
+        ("--warmup-steps", -1, "at least 0"),
+        ("--seed", 2**70, "in [0, 2^63)"),
+        ("--impl", "flash", "reference or torch"),
+        ("--objective", "ppo", "sft"),
+        ("--miniature", "x", "multifaceted or uniform"),
+        ("--row-tokens", 4096, "at most the context, 2048"),
+    ]:
+        assert f", must be {needed}" in program.fails(flag, value)
+    message = program.fails("janus-7b", "--miniature", "uniform")
+    assert "--miniature is uniform, must be None" in message
 
 
 def test_missing_files(program, start, tmp_path):
@@ -163,12 +233,10 @@ def test_missing_files(program, start, tmp_path):
     assert "neither model.safetensors nor" in message
 
 
-def test_tokenizer_of_another_model(program, start, tmp_path):
-    config = json.loads((start / "config.json").read_text())
-    (start / "config.json").write_text(json.dumps(config | {"vocab_size": 31999}))
-    data = write_data(tmp_path / "data.jsonl")
-    message = program.fails("janus-7b", "--model", start, "--data", data, "--row-tokens", 64)
-    assert "has 32000 pieces, the model only 31999" in message
+def test_tokenizer_of_another_model(program, small, start, tmp_path):
+    policy = tiny_policy(vocab_size=31999, max_position_embeddings=64)
+    checkpoint.save_policy(policy, start, tmp_path / "tokenizer", torch.float32)
+    assert "has 32000 pieces, the model only 31999" in program.fails(*small)
 
 
 def test_data_without_a_usable_example(program, start, tmp_path):
@@ -183,8 +251,56 @@ def test_a_directory_that_holds_a_run(program, small):
     message = program.fails(*small, "--steps", 2)
     assert "runs/janus-7b already holds a run: --resume continues it, --out starts" in message
     message = program.fails(*small, "--steps", 3, "--resume", "--seed", 7)
-    assert "belongs to another recipe or other data" in message
-    assert "holds no training state" in program.fails(*small, "--resume", "--out", "x")
+    assert "belongs to another recipe, model or data" in message
+    assert "x holds no run to resume" in program.fails(*small, "--resume", "--out", "x")
+
+
+def test_a_run_does_not_write_over_its_start_model_or_on_a_file(program, small, start, tmp_path):
+    (tmp_path / "project").mkdir()
+    start.rename(tmp_path / "project" / "model")
+    moved = ["project/model" if part == start else part for part in small]
+    message = program.fails(*moved, "--out", "project")
+    assert "--out project would write over --model project/model" in message
+    (tmp_path / "file").write_text("")
+    assert "File exists" in program.fails(*moved, "--out", "file")
+    assert "Not a directory" in program.fails(*moved, "--out", "file/below")
+
+
+def test_other_data_of_the_same_lengths_is_not_resumed(program, small, tmp_path):
+    program(*small, "--steps", 2)
+    data = tmp_path / "data.jsonl"
+    data.write_text(data.read_text().replace("one", "two"))
+    assert "belongs to another recipe, model or data" in program.fails(*small, "--resume")
+
+
+def test_a_run_that_ended_before_its_first_state_starts_again(
+    program, small, tmp_path, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_step", interrupted)
+        patch.setattr(sys, "argv", ["train.py", *map(str, small)])
+        with pytest.raises(SystemExit):
+            cli.run(train.main)
+    program(*small, "--steps", 3, "--resume")
+    assert len(metrics(tmp_path / "runs" / "janus-7b")) == 3
+
+
+def test_ruined_weights_do_not_replace_the_last_state(program, small, tmp_path, monkeypatch):
+    sound = train.train_step
+
+    def train_step(run, policy, optimizer, step):
+        result = sound(run, policy, optimizer, step)
+        if step == 3:
+            policy.lm_head.weight.data[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(train, "train_step", train_step)
+    message = program.fails(*small, "--out", "o")
+    assert "lm_head.weight is not finite after step 4; the last good state is" in message
+    assert [path.name for path in checkpoint.states(tmp_path / "o/state")] == ["step-00000002"]
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -207,7 +323,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     message = program.fails(*small, "--out", "o")
     lines = ", ".join(map(str, calls[-1]))
     assert f"loss is {poison} in step 4, row 1 (data lines {lines})" in message
-    assert "the weights were not changed by it" in message
+    assert message.endswith("the last good state is o/state/step-00000002\n")
     assert [path.name for path in checkpoint.states(tmp_path / "o" / "state")] == ["step-00000002"]
     assert [line["step"] for line in metrics(tmp_path / "o")] == [1, 2, 3]
 
@@ -216,41 +332,84 @@ def test_a_gradient_that_is_not_finite_stops_too(program, small, monkeypatch):
     monkeypatch.setattr(
         train.nn.utils, "clip_grad_norm_", lambda parameters, norm: torch.tensor(float("inf"))
     )
-    assert "the gradient's norm is inf in step 1;" in program.fails(*small, "--out", "o")
+    message = program.fails(*small, "--out", "o")
+    assert "the gradient's norm is inf in step 1; no state had been saved yet" in message
 
 
-def test_ctrl_c_is_one_line_and_status_130(tmp_path):
-    command = [sys.executable, ROOT / "train.py", "--save-every", "1"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+def test_ctrl_c_and_sudden_death_lose_nothing_that_was_saved(small, tmp_path):
+    """A real process ends by SIGINT in one line, another by SIGKILL; both are resumed, and the
+    result is that of a run without any of it."""
+    command = [sys.executable, ROOT / "train.py", *map(str, small), "--epochs", "40"]
+    settings = dict(cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for kill, status, resume in [
+        (signal.SIGINT, 130, []),
+        (signal.SIGKILL, -signal.SIGKILL, ["--resume"]),
+    ]:
+        before = newest_state(tmp_path / "broken")
+        process = subprocess.Popen([*command, "--out", "broken", *resume], **settings)
+        deadline = time.monotonic() + 120
+        while newest_state(tmp_path / "broken") in (None, before):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(kill)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert err.strip() == (b"interrupted" if status == 130 else b"")
+    subprocess.run([*command, "--out", "broken", "--resume"], check=True, **settings)
+    subprocess.run([*command, "--out", "straight"], check=True, **settings)
+    first, second = (
+        load_file(tmp_path / name / "model" / "model.safetensors")
+        for name in ("broken", "straight")
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/mini-sft/state/step-????????")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.strip() == b"interrupted"
-    assert checkpoint.states(tmp_path / "runs" / "mini-sft" / "state")
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
 
 
 # The main job
 
 
+def run_program(directory, name, *arguments):
+    """Runs a program in a process of its own. Returns what it printed."""
+    done = subprocess.run(
+        [sys.executable, ROOT / name, *arguments],
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def scores(out):
+    """Of each split: the mean grade, and the share of true sentences in per cent."""
+    lines = re.findall(
+        r"^([a-z ]+): (\d\.\d\d) of 5 .* ([\d.]+) % of their sentences true", out, re.M
+    )
+    return {split: (float(grade), float(share)) for split, grade, share in lines}
+
+
 def test_the_main_job(tmp_path):
-    """Training on many system messages makes a model follow ones that it never saw."""
-    for name in ("train.py", "generate.py"):
-        done = subprocess.run(
-            [sys.executable, ROOT / name],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-        if name == "train.py":
-            scores = dict(re.findall(r"^([a-z ]+): (\d\.\d\d) of 5", done.stdout, re.M))
-    assert float(scores["trained combinations"]) >= 4.5
-    assert float(scores["unseen combinations"]) >= 4.5
-    assert "unseen wordings" in scores
-    assert done.stdout.count("system: ") == 3
+    """Training on many system messages makes a model follow ones that it never saw; training on
+    one does not, although that model tells the truth."""
+    assert "2,880 rows: 960 instructions" in run_program(tmp_path, "datagen.py")
+    janus = scores(run_program(tmp_path, "train.py"))
+    assert janus["trained combinations"][0] >= 4.5 and janus["unseen combinations"][0] >= 4.5
+    assert janus["unseen wordings"][0] >= 4
+    assert all(share >= 95 for _, share in janus.values())
+    assert scores(run_program(tmp_path, "evaluate.py")) == janus
+
+    answers = re.split(r"\nprompt: (.*)\n\n", run_program(tmp_path, "generate.py"))
+    responses = [text.split("\nsystem: ")[0].strip() for text in answers[2::2]]
+    assert len(set(responses)) == 3
+    for response, preferences in zip(responses, showcase_sets(), strict=True):
+        grades = [judge(preference, "volcanoes", response) for preference in preferences]
+        right, total = true_sentences("volcanoes", response)
+        assert sum(grades) >= 18 and right == total, response
+
+    uniform = scores(run_program(tmp_path, "train.py", "mini-uniform"))
+    for split in SPLITS:
+        grade, share = uniform[split]
+        assert grade <= 3.5 and share >= 90, split
+    assert sum(uniform[split][1] for split in SPLITS) / 3 >= 95
+    assert uniform["under its own system message"][1] >= 95
