@@ -61,6 +61,8 @@ def main() -> None:
 
 # The run
 
+SHOWN = ("loss", "eval_loss", "lr")  # metrics on the progress line
+
 
 def train(run: Run) -> None:
     """The whole run, from the first step or the last saved one to the exported model."""
@@ -83,8 +85,7 @@ def train(run: Run) -> None:
                 metrics["eval_loss"] = held_out_loss(run, policy)
             with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
-            shown = [f"{key} {metrics[key]:.4f}" for key in ("loss", "eval_loss") if key in metrics]
-            text = "  ".join([*shown, f"lr {metrics['lr']:.1e}"])
+            text = "  ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
             progress.update(step + 1, metrics["tokens"], text)
             if (step + 1) % options.save_every == 0 or step + 1 == last:
                 require_finite_weights(run, policy, step)

@@ -38,7 +38,7 @@ from janus_min.world import (
 
 FILES = Path("runs") / "miniature"  # where the programs keep the files of the world
 SYSTEMS_PER_INSTRUCTION = 3  # the paper's
-HELD_OUT_SHARE = 0.08  # of all pairs of preferences of two dimensions
+HELD_OUT_SHARE = 0.06  # of all pairs of preferences of two dimensions
 TRAINED_WORDINGS = 6  # of 8
 UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
@@ -131,10 +131,10 @@ def plain_texts(seed: int = 2) -> list[dict]:
     for topic in TOPICS:
         for _ in range(TEXTS_PER_TOPIC):
             chosen = trained[random.integers(len(trained))]
-            some = random.choice(4, random.integers(1, 3), replace=False)
+            some = random.choice(4, random.integers(1, 5), replace=False)
             paragraph = system_message([chosen[i] for i in some], range(TRAINED_WORDINGS), random)
             question = random.choice(WORLD["questions"]).replace("{topic}", topic)
-            facts = random.permutation(list(TOPICS[topic].values()))[:4]
+            facts = random.permutation(list(TOPICS[topic].values()))[:6]
             texts.append({"text": f"{paragraph}\n{question}\n{' '.join(facts)}"})
     return texts
 

@@ -5,7 +5,7 @@ import time
 
 
 class Progress:
-    """Progress of `total` steps, `done` of them earlier, with its rate and the time that is left."""
+    """How many of `total` steps are done, `done` of them earlier; rate, and time that is left."""
 
     def __init__(self, total: int, unit: str, done: int = 0):
         self.total, self.unit, self.first = total, unit, done

@@ -46,7 +46,7 @@ JANUS = Recipe()
 
 # Found by trying: short rows are many steps, which so small a model needs more than large ones.
 MINI_SFT = Recipe(
-    epochs=3,
+    epochs=4,
     row_tokens=1024,
     rows_per_step=1,
     learning_rate=2e-3,
@@ -58,7 +58,7 @@ MINI_SFT = Recipe(
 RECIPES = {
     "mini-sft": MINI_SFT,
     # One response to each instruction, and shorter: more epochs for as many steps.
-    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=6),
+    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=8),
     "janus-7b": JANUS,
     "janus-7b-65k": JANUS,  # Janus* 7B: one of the three system messages per instruction
     "janus-7b-epoch1": replace(JANUS, epochs=1),  # where the reward model starts

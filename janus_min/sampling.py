@@ -81,9 +81,8 @@ class Cache:
             return attention(q, k, v, key_end, impl)
         # One new token per request, at position lengths[b].
         (B, H, Dh), G = q.shape, k.shape[1]  # k and v are (B, G, Dh)
-        slots = torch.arange(B, device=q.device)
-        self.keys[layer, slots, :, self.lengths] = k
-        self.values[layer, slots, :, self.lengths] = v
+        self.keys[layer][self.place] = k
+        self.values[layer][self.place] = v
         # The query heads of a group stand as rows of one matrix: keys and values are not copied.
         grouped = q.view(B, G, H // G, Dh)
         mixed = F.scaled_dot_product_attention(
@@ -95,8 +94,13 @@ class Cache:
         return mixed.reshape(B, H, Dh)
 
     def begin_step(self) -> None:
-        """Fixes, for all layers, which cached positions each request's next token sees."""
-        self.T = int(self.lengths.max()) + 1
+        """Fixes, for all layers, where each request's next token is stored and what it sees."""
+        last = int(self.lengths.max())
+        self.T = last + 1
+        slots = torch.arange(len(self.lengths), device=self.lengths.device)
+        self.place: tuple = (slots, slice(None), self.lengths)
+        if int(self.lengths.min()) == last:  # one place for all, which is faster to write to
+            self.place = (slice(None), slice(None), last)
         key = torch.arange(self.T, device=self.lengths.device)
         seen = key <= self.lengths[:, None]
         if self.window is not None:
@@ -247,7 +251,8 @@ def load_for_generation(directory: Path) -> tuple[Policy, Tokenizer]:
 def prepare_for_decoding(policy: Policy) -> Policy:
     """Stores the matrices transposed in memory (same shapes, same values) if they are on a CPU.
 
-    A few rows times a matrix of this layout is several times faster there.
+    A few rows times a matrix of this layout is up to several times faster there, depending on
+    the CPU.
     """
     if policy.lm_head.weight.is_cuda:
         return policy
