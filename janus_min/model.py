@@ -58,14 +58,12 @@ class ModelConfig:
         if not isinstance(config, dict):
             raise UserError(f"{path}: a JSON object is needed")
         for field, value in MUST_BE.items():
-            if config.get(field, value) != value:
+            given = config.get(field) if field == "model_type" else config.get(field, value)
+            if given != value:
                 raise UserError(
-                    f"{path}: {field} is {json.dumps(config[field])}, needed is {json.dumps(value)}"
+                    f"{path}: {field} is {json.dumps(given)}, needed is {json.dumps(value)}"
                 )
-        values = config | {"rope_theta": _theta(config, path)}
-        if config.get("head_dim") is None and config.get("num_attention_heads"):
-            # Absent in the published configs, which means:
-            values["head_dim"] = config.get("hidden_size", 0) // config["num_attention_heads"]
+        values = {"head_dim": None} | config | {"rope_theta": _theta(config, path)}
         names = [field.name for field in fields(ModelConfig)]
         if unknown := sorted(config.keys() - {*names, *MUST_BE, *INERT}):
             raise UserError(f"{path}: field {unknown[0]!r} is not implemented for a Mistral")
@@ -73,6 +71,8 @@ class ModelConfig:
             raise UserError(f"{path}: field {missing[0]!r} is missing")
         for name in names:
             _check_number(path, name, values[name])
+        if values["head_dim"] is None:  # as in the published configs
+            values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
         result = ModelConfig(**{name: values[name] for name in names})
         if result.num_attention_heads % result.num_key_value_heads or result.head_dim % 2:
             raise UserError(
@@ -121,19 +121,19 @@ def _theta(config: dict, path: Path) -> float:
         raise UserError(f"{path}: rope_parameters may hold rope_type and rope_theta, nothing else")
     if rope.get("rope_type", "default") != "default":
         raise UserError(f"{path}: rope_type is {rope['rope_type']!r}, needed is 'default'")
-    found = {t for t in (config.get("rope_theta"), rope.get("rope_theta")) if t is not None}
-    if len(found) != 1:
+    found = [t for t in (config.get("rope_theta"), rope.get("rope_theta")) if t is not None]
+    if not found or found[0] != found[-1]:
         raise UserError(
             f"{path}: one rope_theta is needed, at the top or in rope_parameters, found "
-            f"{sorted(found) or 'none'}; v0.1 has 1e4, v0.2 has 1e6"
+            f"{found or 'none'}; v0.1 has 1e4, v0.2 has 1e6"
         )
-    return found.pop()
+    return found[0]
 
 
 def _check_number(path: Path, name: str, value: object) -> None:
-    """Every field is a positive number, whole where it counts something; a window may be null."""
+    """Every field is a positive number, whole where it counts something; two may be null."""
     kinds = (int, float) if name in ("rms_norm_eps", "rope_theta") else (int,)
-    absent = name == "sliding_window" and value is None
+    absent = name in ("sliding_window", "head_dim") and value is None
     if not absent and (type(value) not in kinds or not value > 0):
         kind = "a positive number" if float in kinds else "a positive whole number"
         raise UserError(f"{path}: {name} is {json.dumps(value)}, needed is {kind}")
@@ -152,8 +152,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_table(positions: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · θ^(−2j/Dh), each (N, 1, Dh) in fp32, the Dh/2 angles twice in a
-    row.
+    """cos and sin of position · θ^(−2j/Dh), each (N, 1, Dh) in fp32: Dh/2 angles, twice.
 
     Computed anew for each row and always in fp32: bf16 cannot tell positions above 256 apart.
     """

@@ -70,7 +70,8 @@ def prepare(name: str, recipe: Recipe, options: Options) -> Run:
     known = miniature.COLLECTIONS if RECIPES[name].miniature else (None,)
     require(recipe.miniature in known, recipe, "miniature", " or ".join(map(str, known)))
     out = options.out or Path("runs") / name
-    if not (options.dry_run or options.show_rows):
+    only_look = options.dry_run or options.show_rows is not None
+    if not only_look:
         check_out(out, options)
     if recipe.miniature:
         miniature.write_world(miniature.FILES)
@@ -80,7 +81,9 @@ def prepare(name: str, recipe: Recipe, options: Options) -> Run:
         raise UserError(f"{name} needs --data FILE.jsonl with system, prompt and output")
     tokenizer = Tokenizer(options.model or miniature.FILES)
     if options.model:
-        config = checkpoint.open_policy(options.model, options.impl).config
+        config = ModelConfig.from_json(options.model / "config.json")
+        if not only_look:
+            checkpoint.open_policy(options.model, options.impl)  # are all weights there?
     else:
         config = mini_model(tokenizer.vocab_size)
     checkpoint.require_vocabulary(tokenizer, config)
