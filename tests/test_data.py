@@ -176,6 +176,11 @@ def test_row_invariants():
     assert all(vector.dtype == torch.int64 for vector in row)
 
 
+def test_a_row_moves_as_a_whole():
+    row = build_row(random_examples(2), None).to("meta")
+    assert all(vector.device.type == "meta" for vector in row)
+
+
 def test_padding_is_a_last_document_without_targets():
     examples = random_examples(3)
     bare, full = build_row(examples, None), build_row(examples, None, pad_to=200)

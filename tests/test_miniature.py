@@ -87,6 +87,18 @@ def test_judge_by_hand():
     assert judge(number, "tea", " ".join(wanted.split()[:-2]) + ".") in (3, 4)
 
 
+def test_half_of_the_grade_for_the_audience_is_the_register_of_the_facts():
+    slots = TOPICS["tea"]
+    student = next(p for p in PREFERENCES if p.effect == "subject")
+    child = next(p for p in PREFERENCES if p.effect == "play")
+    technical = f"{slots['technical_1']} {slots['technical_2']} {slots['subject']}"
+    plain = f"{slots['plain_1']} {slots['plain_2']} {slots['subject']}"
+    assert judge(student, "tea", technical) == 5
+    assert judge(student, "tea", plain) == 3  # the right sentence behind the wrong facts
+    assert judge(child, "tea", plain) == 3  # the right facts before the wrong sentence
+    assert judge(child, "tea", technical) == 1
+
+
 @pytest.mark.parametrize("nothing", ["", "   ", "\n\n", "-", "?", "# ", "1. "])
 def test_judge_survives_empty_answers(nothing):
     for preference in PREFERENCES:

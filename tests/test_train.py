@@ -128,9 +128,10 @@ def test_resuming_gives_the_uninterrupted_run_bitwise(program, small, tmp_path):
 
 
 def test_steps_end_early_without_touching_the_schedule(program, small, tmp_path):
-    program(*small, "--steps", 2, "--out", "two")
-    program(*small, "--steps", 3, "--out", "three")
-    assert metrics(tmp_path / "two") == metrics(tmp_path / "three")[:2]
+    flags = (*small, "--warmup-steps", 1)  # so that the cosine is on its way down
+    program(*flags, "--steps", 4, "--out", "four")
+    program(*flags, "--steps", 5, "--out", "five")
+    assert metrics(tmp_path / "four") == metrics(tmp_path / "five")[:4]
 
 
 def test_dry_run_and_show_rows_train_nothing(program, tmp_path):
