@@ -424,7 +424,8 @@ def test_the_main_job(tmp_path):
 
     # Three quarters of its recipe show the same.
     uniform = scores(run_program(tmp_path, "train.py", "mini-uniform", "--epochs", "6"))
-    assert all(uniform[split][0] <= 3.5 for split in SPLITS)
-    # 94 to 99 where it was measured; CPUs that round otherwise end a little elsewhere.
-    assert sum(uniform[split][1] for split in SPLITS) / 3 >= 92
+    for split in SPLITS:
+        grade, share = uniform[split]
+        assert grade <= 3.5 and share >= 90, split
+    assert sum(uniform[split][1] for split in SPLITS) / 3 >= 95
     assert uniform["under its own system message"][1] >= 95
