@@ -22,7 +22,11 @@ def prompt_text(system: str | None, instruction: str) -> str:
 
 def encode_prompts(tokenizer: Tokenizer, prompts: list[tuple[str | None, str]]) -> list[list[int]]:
     """(system, instruction) pairs -> ids of each prompt, BOS first."""
-    texts = [prompt_text(system, instruction) for system, instruction in prompts]
+    return encode_prompt_texts(tokenizer, [prompt_text(*prompt) for prompt in prompts])
+
+
+def encode_prompt_texts(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Texts of prompts, of the template or not -> ids of each, BOS first."""
     return [[BOS, *ids] for ids in tokenizer.encode(texts)]
 
 
