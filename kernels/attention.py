@@ -17,12 +17,15 @@ Shapes: N tokens in the row, H query heads, G key/value heads (query head h read
 h // (H/G)), Dh head width. Layout is (N, heads, Dh) throughout.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 QUERY_CHUNK = 1024  # queries that share one explicit mask, where a mask is needed at all
+FEW_ENDS = 4  # in a pair with a shared prompt keys end at two places; in a window, at every query
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str) -> Tensor:
@@ -94,24 +97,39 @@ def by_document(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
 
 
 def _masked(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
-    """One block, (1, heads, L, Dh), whose keys end at different queries: it needs a mask."""
+    """One block, (1, heads, L, Dh), whose keys end at different queries.
+
+    The queries are cut into pieces, each of which attends to the keys that any of its queries sees:
+    of a pair with a shared prompt, the rejected branch skips the chosen one.
+    """
     pieces = []
-    for start in range(0, len(key_end), QUERY_CHUNK):
-        stop = min(start + QUERY_CHUNK, len(key_end))
-        first = int((key_end > start).int().argmax())  # no query here sees a key before it
-        query = torch.arange(start, stop, device=q.device)[:, None]
-        key = torch.arange(first, stop, device=q.device)[None, :]
-        seen = (key <= query) & (query < key_end[None, first:stop])
-        pieces.append(
-            F.scaled_dot_product_attention(
-                q[:, :, start:stop],
-                k[:, :, first:stop],
-                v[:, :, first:stop],
-                attn_mask=seen,
+    for q_p, (start, stop) in zip(*_query_pieces(q, key_end)):
+        seen_by_some = key_end[:stop] > start
+        ends = key_end[:stop][seen_by_some]
+        if start == 0 and int(ends.min()) >= stop:  # the first branch, with all before it
+            mixed = F.scaled_dot_product_attention(
+                q_p, k[:, :, :stop], v[:, :, :stop], is_causal=True, enable_gqa=True
+            )
+        else:
+            keys = seen_by_some.nonzero()[:, 0]
+            query = torch.arange(start, stop, device=q.device)[:, None]
+            mixed = F.scaled_dot_product_attention(
+                q_p,
+                k.index_select(2, keys),
+                v.index_select(2, keys),
+                attn_mask=(keys <= query) & (query < ends),
                 enable_gqa=True,
             )
-        )
+        pieces.append(mixed)
     return torch.cat(pieces, dim=2)
+
+
+def _query_pieces(q: Tensor, key_end: Tensor) -> tuple[tuple[Tensor, ...], list[tuple[int, int]]]:
+    """The queries of a block, cut where keys end, if these are few places, and at QUERY_CHUNK."""
+    L, ends = len(key_end), key_end.unique().tolist()
+    cuts = {0, L, *range(0, L, QUERY_CHUNK)} | (set(ends) if len(ends) <= FEW_ENDS else set())
+    spans = list(pairwise(sorted(cuts)))
+    return q.split([stop - start for start, stop in spans], dim=2), spans
 
 
 IMPLEMENTATIONS = {"reference": reference, "torch": by_document}
