@@ -1,26 +1,39 @@
-"""Hugging Face model directories in and out, and the state from which training resumes.
+"""Hugging Face model directories in and out.
 
 A model directory holds `config.json`, `model.safetensors` (or shards and an index) and tokenizer
 files. Our parameter names are Hugging Face's, so nothing is translated: every tensor of the file
 has one parameter of the same name and shape, and the other way round. Nothing is ever pickled.
+
+A reward model is laid out as the published janus-rm-7b: `value_head.weight` in the place of
+`lm_head.weight`, and the rewards' mean and standard deviation in `config.json`.
 """
 
 import json
-import os
+import math
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from safetensors import safe_open
+from torch import nn
 
+from janus_min.config import ModelConfig
+from janus_min.directories import (
+    INDEX,
+    SHARD_BYTES,
+    commit,
+    fresh,
+    read_json,
+    save_tensors,
+    shapes,
+    tensor_files,
+    write_json,
+)
 from janus_min.errors import UserError
-from janus_min.model import ModelConfig, Policy
+from janus_min.model import Policy, RewardModel
 from janus_min.tokenizer import Tokenizer
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD_BYTES = 5_000_000_000  # the hub's usual shard size
 # Copied unchanged from the start model into an export, where they are there.
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -39,59 +52,41 @@ GENERATION_CONFIG = {
     "top_p": 0.9,
     "repetition_penalty": 1.03,
 }
+HEADS = {Policy: "lm_head.weight", RewardModel: "value_head.weight"}
+KINDS = {Policy: "language model", RewardModel: "reward model"}
+
+Model = TypeVar("Model", Policy, RewardModel)
 
 
-def tensor_files(directory: Path) -> dict[str, Path]:
-    """Which file holds each tensor. Raises UserError unless all of one checkpoint is there."""
-    index_path, found = directory / INDEX, {path.name for path in directory.glob("*.safetensors")}
-    if index_path.is_file():
-        names = _read_json(index_path).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(f, str) for f in names.values()):
-            raise UserError(f"{index_path} is damaged: 'weight_map' must map tensors to files")
-    elif (directory / SINGLE).is_file():
-        names = dict.fromkeys(_header(directory / SINGLE), SINGLE)
-    else:
-        raise UserError(f"{directory}: neither {SINGLE} nor {INDEX} found; needed is safetensors")
-    wanted = set(names.values())
-    if missing := sorted(wanted - found):
-        raise UserError(
-            f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(wanted)})"
-        )
-    if strange := sorted(found - wanted):
-        raise UserError(
-            f"{directory}: {strange[0]} does not belong to the checkpoint; move it elsewhere"
-        )
-    return {name: directory / file for name, file in names.items()}
-
-
-def _header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor of a file, without reading the tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def open_policy(directory: Path | str, impl: str) -> Policy:
-    """The language model of a Hugging Face directory without its weights, on the meta device.
+def open_model(
+    kind: type[Model], directory: Path | str, impl: str, any_head: bool = False
+) -> Model:
+    """The model of a Hugging Face directory without its weights, on the meta device.
 
     Everything is checked, nothing large is read: a missing, unexpected or misshapen tensor is a
-    UserError that names it.
+    UserError that names it. With `any_head`, the directory may be that of the other kind of model.
     """
     directory = Path(directory)
     config = ModelConfig.from_json(directory / "config.json")
     with torch.device("meta"):
-        policy = Policy(config, impl)
-    parameters = {name: tuple(p.shape) for name, p in policy.named_parameters()}
+        model = kind(config, impl)
+    parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     files = tensor_files(directory)
+    if any_head:
+        parameters = {name: s for name, s in parameters.items() if name != HEADS[kind]}
+        files = {name: path for name, path in files.items() if name not in HEADS.values()}
+    for other, head in HEADS.items():
+        if HEADS[kind] not in files and head in files:
+            raise UserError(
+                f"{directory} is a {KINDS[other]} (it has {head}), needed is a {KINDS[kind]}"
+            )
     if missing := sorted(parameters.keys() - files.keys()):
         raise UserError(f"{directory}: tensor {missing[0]} is missing ({len(missing)} in all)")
     if extra := sorted(files.keys() - parameters.keys()):
         raise UserError(
             f"{directory}: tensor {extra[0]} has no place in the model ({len(extra)} in all)"
         )
-    headers = {path: _header(path) for path in set(files.values())}
+    headers = {path: shapes(path) for path in set(files.values())}
     for name, path in files.items():
         if name not in headers[path]:
             raise UserError(f"{path}: tensor {name} is missing, though {INDEX} says it is there")
@@ -100,21 +95,45 @@ def open_policy(directory: Path | str, impl: str) -> Policy:
                 f"{directory}: {name} is {headers[path][name]}, config.json makes it "
                 f"{parameters[name]}"
             )
-    return policy
+    if isinstance(model, RewardModel):
+        model.mean, model.std = _mean_and_std(directory / "config.json")
+    return model
 
 
-def load_policy(
-    directory: Path | str, *, impl: str, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Policy:
-    """The language model of a Hugging Face directory, its weights in `dtype` on `device`."""
-    policy = open_policy(directory, impl).to(dtype).to_empty(device=device)
-    waiting = dict(policy.named_parameters())
+def load_model(
+    kind: type[Model],
+    directory: Path | str,
+    *,
+    impl: str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    any_head: bool = False,
+) -> Model:
+    """The model of a Hugging Face directory, its weights in `dtype` on `device`.
+
+    With `any_head`, a head that the directory has not is left for the caller to fill.
+    """
+    model = open_model(kind, directory, impl, any_head).to(dtype).to_empty(device=device)
+    waiting = dict(model.named_parameters())
     with torch.no_grad():
         for name, path in tensor_files(Path(directory)).items():
-            with safe_open(path, framework="pt") as file:
-                waiting.pop(name).copy_(file.get_tensor(name))
-    assert not waiting, f"not loaded: {sorted(waiting)}"
-    return policy
+            if name in waiting:
+                with safe_open(path, framework="pt") as file:
+                    waiting.pop(name).copy_(file.get_tensor(name))
+    assert not waiting or (any_head and set(waiting) == {HEADS[kind]}), f"not loaded: {waiting}"
+    return model
+
+
+def _mean_and_std(path: Path) -> tuple[float, float]:
+    """What rewards are normalised by: 0 and 1 if the config does not say."""
+    config = read_json(path)
+    mean, std = config.get("mean", 0.0), config.get("std", 1.0)
+    if not all(type(x) in (int, float) and math.isfinite(x) for x in (mean, std)) or std <= 0:
+        raise UserError(
+            f"{path}: mean and std of the rewards are {json.dumps(mean)} and {json.dumps(std)}, "
+            "needed are numbers, std above 0"
+        )
+    return mean, std
 
 
 def require_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
@@ -126,7 +145,7 @@ def require_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
         )
 
 
-def save_policy(
+def save_model(
     model: nn.Module,
     out: Path,
     tokenizer_dir: Path,
@@ -138,118 +157,18 @@ def save_policy(
     It is written under a temporary name and renamed when complete; an older one of the same name
     is replaced.
     """
-    temporary = _fresh(out)
+    temporary = fresh(out)
     tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
-    _save_tensors(tensors, temporary, shard_bytes)
+    save_tensors(tensors, temporary, shard_bytes)
     dtype_name = str(dtype).removeprefix("torch.")
     config = model.config.to_json() | {"dtype": dtype_name, "torch_dtype": dtype_name}
-    _write_json(temporary / "config.json", config)
-    _write_json(temporary / "generation_config.json", GENERATION_CONFIG)
+    if isinstance(model, RewardModel):
+        config |= {"architectures": ["LLMForSequenceRegression"]}  # OpenRLHF's class
+        config |= {"mean": model.mean, "std": model.std}
+    else:
+        write_json(temporary / "generation_config.json", GENERATION_CONFIG)
+    write_json(temporary / "config.json", config)
     for name in TOKENIZER_FILES:
         if (tokenizer_dir / name).is_file():
             shutil.copyfile(tokenizer_dir / name, temporary / name)
-    _commit(temporary, out)
-
-
-def _save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int) -> None:
-    """Writes one file, or shards of at most `shard_bytes` and their index."""
-    shards: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        file = SINGLE if len(shards) == 1 else file
-        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
-        save_file(on_cpu, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(directory / INDEX, index)
-
-
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each parameter
-
-
-def save_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, out: Path, extra: dict
-) -> None:
-    """What training goes on from after `step` steps: fp32 weights, Adam's moments, numbers.
-
-    The newest complete state is `out/step-N` with the largest N; older ones are removed after it.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = _fresh(out / f"step-{step:08d}")
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"model.{name}"] = parameter.detach()
-        for moment in MOMENTS:
-            tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    _save_tensors(tensors, temporary, SHARD_BYTES)
-    _write_json(temporary / "state.json", {"step": step} | extra)
-    _commit(temporary, out / f"step-{step:08d}")
-    for older in states(out)[:-1]:
-        shutil.rmtree(older)
-
-
-def states(out: Path) -> list[Path]:
-    """The complete training states, oldest first."""
-    return sorted(path for path in out.glob("step-*") if path.suffix != ".tmp")
-
-
-def read_state(path: Path) -> dict:
-    """The numbers of a saved state: `step`, and what was given as `extra`."""
-    return _read_json(path / "state.json")
-
-
-def load_state(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Puts a saved state into model and optimizer. Raises UserError if it is another model's."""
-    files = tensor_files(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            optimizer.state[parameter] = {}
-            for key in ("model", *MOMENTS):
-                file = files.get(f"{key}.{name}")
-                if file is None:
-                    raise UserError(f"{path} is the state of another model: {name} is missing")
-                with safe_open(file, framework="pt") as tensors:
-                    value = tensors.get_tensor(f"{key}.{name}").to(parameter.device)
-                if key == "model":
-                    parameter.copy_(value)
-                else:
-                    optimizer.state[parameter][key] = value
-
-
-def _fresh(out: Path) -> Path:
-    """An empty directory beside `out` to write into."""
-    temporary = out.with_name(out.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
-
-
-def _commit(temporary: Path, out: Path) -> None:
-    """Gives the finished directory its name: from now on it counts, before that it does not."""
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(temporary, out)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: a JSON object is needed")
-    return content
-
-
-def _write_json(path: Path, content: dict) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    commit(temporary, out)

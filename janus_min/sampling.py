@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_min.checkpoint import load_policy, open_policy, require_vocabulary
-from janus_min.data import Example, build_row
+from janus_min.checkpoint import load_model, open_model, require_vocabulary
 from janus_min.device import compute_dtype, pick_device
 from janus_min.errors import UserError, require
 from janus_min.model import Policy
+from janus_min.row import Example, build_row
 from janus_min.tokenizer import EOS, Tokenizer
 from kernels.attention import attention
 
@@ -192,7 +192,8 @@ def _generate_batch(
 def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
     """Computes all prompts as one packed row into an empty cache. Returns logits (B, V)."""
     nothing = np.empty(0, np.int32)
-    row = build_row([Example(np.array(ids, np.int32), nothing, 0) for ids in prompts], cache.window)
+    examples = [Example(np.array(ids, np.int32), (nothing,), 0) for ids in prompts]
+    row = build_row(examples, cache.window)
     row = row.to(cache.lengths.device)
     cache.prompts = [len(ids) for ids in prompts]
     hidden = policy.model(row.inputs, row.positions, row.key_end, cache)
@@ -242,9 +243,9 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
 def load_for_generation(directory: Path) -> tuple[Policy, Tokenizer]:
     """A model directory, ready to answer: in bf16 on a GPU if there is one, in fp32 on a CPU."""
     tokenizer = Tokenizer(directory)
-    require_vocabulary(tokenizer, open_policy(directory, impl="torch").config)
+    require_vocabulary(tokenizer, open_model(Policy, directory, impl="torch").config)
     device = pick_device()
-    policy = load_policy(directory, impl="torch", dtype=compute_dtype(device), device=device)
+    policy = load_model(Policy, directory, impl="torch", dtype=compute_dtype(device), device=device)
     return prepare_for_decoding(policy), tokenizer
 
 

@@ -7,20 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from janus_min import checkpoint
 from janus_min.checkpoint import (
-    load_policy,
-    load_state,
-    read_state,
-    save_policy,
-    save_state,
-    states,
-    tensor_files,
+    load_model,
+    save_model,
 )
-from janus_min.data import build_row
+from janus_min.directories import tensor_files
 from janus_min.errors import UserError
-from janus_min.objectives import Counts, sft
-from janus_min.optim import adamw
+from janus_min.model import Policy
+from janus_min.row import build_row
 from tests.conftest import random_examples, tiny_policy
 from tests.peers import transformers
 from tests.test_model import KINDS, write_mistral
@@ -29,9 +23,9 @@ from tests.test_model import KINDS, write_mistral
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_is_equal_to_the_byte(kind, tmp_path, world):
     write_mistral(tmp_path / "theirs", **KINDS[kind])
-    policy = load_policy(tmp_path / "theirs", impl="torch")
+    policy = load_model(Policy, tmp_path / "theirs", impl="torch")
     shard_bytes = 60_000 if KINDS[kind]["shards"] > 1 else 10**9
-    save_policy(policy, tmp_path / "ours", world, torch.float32, shard_bytes)
+    save_model(policy, tmp_path / "ours", world, torch.float32, shard_bytes)
     theirs, ours = {}, {}
     for name, tensors in (("theirs", theirs), ("ours", ours)):
         for path in (tmp_path / name).glob("*.safetensors"):
@@ -44,7 +38,7 @@ def test_round_trip_is_equal_to_the_byte(kind, tmp_path, world):
 @pytest.mark.parametrize("shard_bytes", [10**9, 60_000])
 def test_our_export_gives_the_same_logits_in_transformers(tmp_path, world, shard_bytes):
     policy = tiny_policy(rope_theta=1e6, sliding_window=5)
-    save_policy(policy, tmp_path / "out", world, torch.float32, shard_bytes)
+    save_model(policy, tmp_path / "out", world, torch.float32, shard_bytes)
     shards = len(list((tmp_path / "out").glob("*.safetensors")))
     assert (shards > 1) == (shard_bytes < 10**9)
     hf = transformers.AutoModelForCausalLM.from_pretrained(
@@ -63,7 +57,7 @@ def test_an_export_is_complete_and_in_the_dtype_asked_for(tmp_path, world):
     (tmp_path / "start").mkdir()
     shutil.copy(world / "tokenizer.model", tmp_path / "start")
     (tmp_path / "start" / "tokenizer_config.json").write_text('{"any": "thing"}')
-    save_policy(policy, tmp_path / "out", tmp_path / "start")
+    save_model(policy, tmp_path / "out", tmp_path / "start")
     for name in ("tokenizer.model", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "start" / name).read_bytes()
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -72,16 +66,16 @@ def test_an_export_is_complete_and_in_the_dtype_asked_for(tmp_path, world):
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
     assert policy.lm_head.weight.dtype == torch.float32  # the live weights are left alone
-    again = load_policy(tmp_path / "out", impl="torch")
+    again = load_model(Policy, tmp_path / "out", impl="torch")
     assert torch.equal(again.lm_head.weight, policy.lm_head.weight.bfloat16().float())
-    save_policy(policy, tmp_path / "out", tmp_path / "start")  # a second export replaces the first
+    save_model(policy, tmp_path / "out", tmp_path / "start")  # a second export replaces the first
     assert not list(tmp_path.glob("*.tmp"))
 
 
 @pytest.fixture
 def saved(tmp_path, world):
     """A checkpoint in several shards, to be damaged."""
-    save_policy(tiny_policy(), tmp_path / "model", world, torch.float32, 60_000)
+    save_model(tiny_policy(), tmp_path / "model", world, torch.float32, 60_000)
     return tmp_path / "model"
 
 
@@ -96,13 +90,13 @@ def test_missing_shard_is_named(saved):
     victim = sorted(saved.glob("*.safetensors"))[1]
     victim.unlink()
     with pytest.raises(UserError, match=f"shard {victim.name} is missing"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
 
 
 def test_a_strange_safetensors_file_is_refused(saved):
     save_file({"x": torch.zeros(1)}, saved / "consolidated.safetensors")
     with pytest.raises(UserError, match=r"consolidated.safetensors does not belong"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
 
 
 def test_missing_tensor_is_named(saved):
@@ -110,7 +104,7 @@ def test_missing_tensor_is_named(saved):
     del index["weight_map"]["model.norm.weight"]
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"tensor model.norm.weight is missing"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
 
 
 def test_extra_tensor_is_named(saved):
@@ -119,13 +113,13 @@ def test_extra_tensor_is_named(saved):
     index["weight_map"][name] = next(iter(index["weight_map"].values()))
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=f"tensor {name} has no place in the model"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
 
 
 def test_index_that_promises_what_the_file_lacks(saved):
     edit_shard(saved, lambda tensors: tensors.pop("model.embed_tokens.weight"))
     with pytest.raises(UserError, match=r"embed_tokens.weight is missing, though"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
 
 
 def test_a_stray_copy_of_a_tensor_is_not_loaded(saved):
@@ -134,102 +128,27 @@ def test_a_stray_copy_of_a_tensor_is_not_loaded(saved):
     tensors = load_file(last)
     tensors |= {"model.embed_tokens.weight": torch.zeros(97, 48), "junk": torch.zeros(1)}
     save_file(tensors, last)
-    loaded = load_policy(saved, impl="torch")
+    loaded = load_model(Policy, saved, impl="torch")
     assert torch.equal(loaded.model.embed_tokens.weight, tiny_policy().model.embed_tokens.weight)
 
 
 def test_wrong_shape_is_named(saved):
     edit_shard(saved, lambda t: t.update({"model.embed_tokens.weight": torch.zeros(97, 47)}))
     with pytest.raises(UserError, match=r"embed_tokens.weight is \(97, 47\), config.json makes it"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
 
 
 def test_damaged_files_are_named(saved, tmp_path):
     sorted(saved.glob("*.safetensors"))[0].write_bytes(b"12345678")
     with pytest.raises(UserError, match=r"safetensors is damaged"):
-        load_policy(saved, impl="torch")
+        load_model(Policy, saved, impl="torch")
     for damage in ("{}", '{"weight_map": ["x"]}', '{"weight_map": {"x": 1}}'):
         (saved / "model.safetensors.index.json").write_text(damage)
         with pytest.raises(UserError, match=r"index.json is damaged: 'weight_map' must map"):
-            load_policy(saved, impl="torch")
+            load_model(Policy, saved, impl="torch")
     for damage, message in (("{", "Expecting"), ("3", "a JSON object is needed")):
         (saved / "model.safetensors.index.json").write_text(damage)
         with pytest.raises(UserError, match=f"index.json is damaged: {message}"):
-            load_policy(saved, impl="torch")
+            load_model(Policy, saved, impl="torch")
     with pytest.raises(UserError, match=r"neither model.safetensors nor"):
         tensor_files(tmp_path)
-
-
-# Training state
-
-
-def few_steps(policy, optimizer, first, count):
-    """Some optimizer steps on examples that depend on the step alone."""
-    for step in range(first, first + count):
-        examples = random_examples(4, seed=step)
-        optimizer.zero_grad()
-        sft(policy, build_row(examples, None), Counts.of(examples)).backward()
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3
-        optimizer.step()
-
-
-def test_six_steps_equal_three_and_a_resume_and_three_bitwise(tmp_path):
-    straight = tiny_policy()
-    few_steps(straight, adamw(straight, weight_decay=0.1, beta2=0.99), 0, 6)
-
-    first = tiny_policy()
-    optimizer = adamw(first, weight_decay=0.1, beta2=0.99)
-    few_steps(first, optimizer, 0, 3)
-    save_state(first, optimizer, 3, tmp_path, {"note": "x"})
-    second = tiny_policy(vocab_size=97)
-    optimizer = adamw(second, weight_decay=0.1, beta2=0.99)
-    load_state(second, optimizer, states(tmp_path)[-1])
-    assert read_state(states(tmp_path)[-1]) == {"step": 3, "note": "x"}
-    few_steps(second, optimizer, 3, 3)
-    for a, b in zip(straight.parameters(), second.parameters(), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_state_in_shards_is_the_same_state(tmp_path, monkeypatch):
-    policy = tiny_policy()
-    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
-    few_steps(policy, optimizer, 0, 2)
-    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 60_000)
-    save_state(policy, optimizer, 2, tmp_path, {})
-    [state] = states(tmp_path)
-    assert len(list(state.glob("*.safetensors"))) > 3
-    again = tiny_policy(vocab_size=97)
-    restored = adamw(again, weight_decay=0.0, beta2=0.99)
-    load_state(again, restored, state)
-    for a, b in zip(policy.parameters(), again.parameters(), strict=True):
-        assert torch.equal(a, b)
-        for moment in ("step", "exp_avg", "exp_avg_sq"):
-            assert torch.equal(optimizer.state[a][moment], restored.state[b][moment])
-
-
-def test_damaged_states_are_named(tmp_path):
-    policy = tiny_policy()
-    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
-    few_steps(policy, optimizer, 0, 1)
-    save_state(policy, optimizer, 1, tmp_path, {})
-    [state] = states(tmp_path)
-    (state / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"state.json is damaged"):
-        read_state(state)
-    (state / "model.safetensors").write_bytes(b"123")
-    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
-        load_state(policy, optimizer, state)
-
-
-def test_only_complete_states_count_and_older_ones_go(tmp_path):
-    policy = tiny_policy()
-    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
-    few_steps(policy, optimizer, 0, 1)
-    for step in (1, 2, 10):
-        save_state(policy, optimizer, step, tmp_path, {})
-    (tmp_path / "step-00000011.tmp").mkdir()  # as a killed program leaves it
-    assert [path.name for path in states(tmp_path)] == ["step-00000010"]
-    other = tiny_policy(num_hidden_layers=3)
-    with pytest.raises(UserError, match=r"is the state of another model: model.layers.2"):
-        load_state(other, adamw(other, weight_decay=0.0, beta2=0.99), states(tmp_path)[-1])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from janus_min import model as model_module
-from janus_min.checkpoint import load_policy
-from janus_min.data import build_row
+from janus_min.checkpoint import load_model
+from janus_min.config import ModelConfig
 from janus_min.errors import UserError
-from janus_min.model import ModelConfig, RMSNorm, initialise, rotary_table
+from janus_min.model import Policy, RMSNorm, initialise, rotary_table
+from janus_min.row import build_row, laid_tokens
 from tests.conftest import random_examples, tiny_config, tiny_policy
 from tests.peers import transformers
 
@@ -62,12 +63,12 @@ def both(request, tmp_path_factory):
     """The same checkpoint in transformers and here."""
     directory = tmp_path_factory.mktemp("mistral")
     hf = write_mistral(directory, **KINDS[request.param])
-    return hf, load_policy(directory, impl="torch"), directory
+    return hf, load_model(Policy, directory, impl="torch"), directory
 
 
 def document_logps(hf, example):
     """transformers' log-probabilities of an example's response tokens, in a batch of its own."""
-    ids = torch.tensor([*example.prompt, *example.response])[None]
+    ids = torch.tensor([*example.prompt, *example.responses[0]])[None]
     logps = hf(ids).logits[0].log_softmax(-1)
     P = len(example.prompt)
     return torch.stack([logps[t - 1, ids[0, t]] for t in range(P, ids.shape[1])])
@@ -76,12 +77,12 @@ def document_logps(hf, example):
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_hidden_states_logps_and_gradients_equal_transformers(both, impl):
     hf, policy, directory = both
-    policy = load_policy(directory, impl=impl)
+    policy = load_model(Policy, directory, impl=impl)
     examples = random_examples(6, longest=12)
     row = build_row(examples, policy.config.sliding_window)
 
     hidden = policy.model(row.inputs, row.positions, row.key_end)
-    alone = [torch.tensor([*e.prompt, *e.response])[None] for e in examples]
+    alone = [torch.tensor([*e.prompt, *e.responses[0]])[None] for e in examples]
     wanted_hidden = torch.cat([hf.model(ids).last_hidden_state[0] for ids in alone])
     torch.testing.assert_close(hidden, wanted_hidden, rtol=1e-5, atol=1e-5)
 
@@ -125,7 +126,7 @@ def test_a_document_does_not_notice_what_is_packed_around_it(window):
     start = 0
     for example in examples:
         alone = policy(build_row([example], window))
-        stop = start + len(example)
+        stop = start + laid_tokens(example)
         torch.testing.assert_close(together[start:stop], alone, rtol=0, atol=1e-5)
         start = stop
 
@@ -136,7 +137,7 @@ def test_changing_one_document_leaves_the_others_bitwise_equal():
     before = policy(build_row(examples, None))
     examples[0].prompt[1:] = 5
     after = policy(build_row(examples, None))
-    rest = slice(len(examples[0]), None)
+    rest = slice(laid_tokens(examples[0]), None)
     assert torch.equal(before[rest], after[rest]) and not torch.equal(before, after)
 
 
@@ -173,11 +174,11 @@ def test_rotary_positions_stay_fp32_in_a_bf16_model():
 def test_bf16_stays_close_to_transformers_in_bf16(tmp_path):
     """Kernels round in different places: the distributions agree, not the bits."""
     hf = write_mistral(tmp_path, **KINDS["v0.2, no window"]).bfloat16()
-    policy = load_policy(tmp_path, impl="torch", dtype=torch.bfloat16)
+    policy = load_model(Policy, tmp_path, impl="torch", dtype=torch.bfloat16)
     examples = random_examples(6)
     row = build_row(examples, None)
     ours = policy.lm_head(policy.model(row.inputs, row.positions, row.key_end))
-    ids = [torch.tensor([*e.prompt, *e.response])[None] for e in examples]
+    ids = [torch.tensor([*e.prompt, *e.responses[0]])[None] for e in examples]
     theirs = torch.cat([hf(i).logits[0] for i in ids])
     ours, theirs = (x.float().log_softmax(-1) for x in (ours, theirs))
     divergence = (theirs.exp() * (theirs - ours)).sum(-1)

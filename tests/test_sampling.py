@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from janus_min.checkpoint import load_policy
+from janus_min.checkpoint import load_model
 from janus_min.errors import UserError
+from janus_min.model import Policy
 from janus_min.sampling import (
     Cache,
     Request,
@@ -33,7 +34,9 @@ def random_prompts(count, longest=14, seed=0):
 def both(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("mistral")
     hf = write_mistral(directory, **KINDS[request.param]).double()
-    return hf, prepare_for_decoding(load_policy(directory, impl="torch", dtype=torch.float64))
+    return hf, prepare_for_decoding(
+        load_model(Policy, directory, impl="torch", dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])

@@ -1,0 +1,140 @@
+"""Directories of safetensors and JSON that are either complete or not there.
+
+A directory is written under a temporary name, flushed to the disk, and renamed. Whoever is killed
+in between leaves the old one, or nothing of that name, and never half of it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from janus_min.errors import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # the hub's usual shard size
+
+
+def tensor_files(directory: Path) -> dict[str, Path]:
+    """Which file holds each tensor. Raises UserError unless all of one checkpoint is there."""
+    index_path, found = directory / INDEX, {path.name for path in directory.glob("*.safetensors")}
+    if index_path.is_file():
+        names = read_json(index_path).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(f, str) for f in names.values()):
+            raise UserError(f"{index_path} is damaged: 'weight_map' must map tensors to files")
+    elif (directory / SINGLE).is_file():
+        names = dict.fromkeys(shapes(directory / SINGLE), SINGLE)
+    else:
+        raise UserError(f"{directory}: neither {SINGLE} nor {INDEX} found; needed is safetensors")
+    wanted = set(names.values())
+    if missing := sorted(wanted - found):
+        raise UserError(
+            f"{directory}: shard {missing[0]} is missing ({len(missing)} of {len(wanted)})"
+        )
+    if strange := sorted(found - wanted):
+        raise UserError(
+            f"{directory}: {strange[0]} does not belong to the checkpoint; move it elsewhere"
+        )
+    return {name: directory / file for name, file in names.items()}
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors of a safetensors file. Raises UserError for one that is damaged or cut short."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int) -> None:
+    """Writes one file, or shards of at most `shard_bytes` and their index."""
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SINGLE if len(shards) == 1 else file
+        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+        save_file(on_cpu, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(directory / INDEX, index)
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file. Raises UserError if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged: a JSON object is needed")
+    return content
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes an object for people to read, too."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def fresh(out: Path) -> Path:
+    """An empty directory beside `out` to write into."""
+    temporary = out.with_name(out.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def commit(temporary: Path, out: Path) -> None:
+    """Gives the finished directory its name; one that has it already makes way."""
+    for path in [*temporary.iterdir(), temporary]:
+        sync(path)
+    old = out.with_name(out.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        os.replace(out, old)
+    os.replace(temporary, out)
+    sync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces a file in one step: who reads it meanwhile sees the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_files(paths: list[Path]) -> str:
+    """SHA-256 of the contents of files, in the order of their names."""
+    content = hashlib.sha256()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                content.update(block)
+    return content.hexdigest()
