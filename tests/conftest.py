@@ -1,14 +1,19 @@
 """Small real things that the tests share: tokenizers, checkpoints, rows."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from janus_min.data import Example
-from janus_min.model import ModelConfig, Policy, initialise
+from janus_min.checkpoint import save_model
+from janus_min.config import ModelConfig
+from janus_min.model import Policy, RewardModel, initialise
+from janus_min.recipes import Recipe
+from janus_min.row import Example
 from janus_min.tokenizer import Tokenizer
+from tests.runs import write_data
 
 torch.set_num_threads(1)  # on tensors this small a second thread only waits
 
@@ -54,25 +59,75 @@ def tiny_config(**changes) -> ModelConfig:
 
 def tiny_policy(impl: str = "torch", dtype: torch.dtype = torch.float32, **changes) -> Policy:
     """A random model whose attention is not flat: weights ten times larger than at the start."""
-    policy = Policy(tiny_config(**changes), impl)
-    initialise(policy, seed=0)
+    return _tiny(Policy, impl, dtype, changes)
+
+
+def tiny_reward_model(
+    impl: str = "torch", dtype: torch.dtype = torch.float32, **changes
+) -> RewardModel:
+    """The same with a head of one number."""
+    return _tiny(RewardModel, impl, dtype, changes)
+
+
+def _tiny(kind: type, impl: str, dtype: torch.dtype, changes: dict) -> Policy | RewardModel:
+    model = kind(tiny_config(**changes), impl)
+    initialise(model, seed=0)
     with torch.no_grad():
-        for parameter in policy.parameters():
+        for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(10)
-    return policy.to(dtype)
+    return model.to(dtype)
 
 
 def random_examples(
-    count: int, seed: int = 0, vocabulary: int = 97, longest: int = 12
+    count: int, seed: int = 0, vocabulary: int = 97, longest: int = 12, responses: int = 1
 ) -> list[Example]:
     """Examples of random ids: prompts and responses of 1 to `longest` tokens."""
     random = np.random.default_rng(seed)
     examples = []
     for line in range(1, count + 1):
-        P, R = random.integers(1, longest + 1, 2)
-        prompt = random.integers(3, vocabulary, P).astype(np.int32)
-        response = random.integers(3, vocabulary, R).astype(np.int32)
-        prompt[0], response[-1] = 1, 2
-        examples.append(Example(prompt, response, line))
+        prompt, *own = (
+            random.integers(3, vocabulary, n).astype(np.int32)
+            for n in random.integers(1, longest + 1, 1 + responses)
+        )
+        prompt[0] = 1
+        for response in own:
+            response[-1] = 2
+        examples.append(Example(prompt, tuple(own), line))
     return examples
+
+
+def random_pairs(count: int, seed: int = 0, vocabulary: int = 97, longest: int = 12):
+    """Examples with two responses, the chosen and the rejected."""
+    return random_examples(count, seed, vocabulary, longest, responses=2)
+
+
+OWN_FIELDS = {  # what the recipes of each objective must say
+    "sft": dict(rows_per_step=4),
+    "dpo": dict(pairs_per_step=4, share_prompt=True, beta=0.3),
+    "orpo": dict(pairs_per_step=4, share_prompt=True, lambda_or=0.3, nll_on_prompt=False),
+    "reward": dict(pairs_per_step=4, share_prompt=True, legacy_space=False, restart_head=True),
+}
+
+
+def tiny_recipe(objective: str, **changes) -> Recipe:
+    """A recipe of this objective."""
+    return Recipe(objective=objective, **(OWN_FIELDS[objective] | changes))
+
+
+@pytest.fixture
+def start(tmp_path, mistral_tokenizer_file) -> Path:
+    """A random Mistral with the real tokenizer, in a Hugging Face directory."""
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(mistral_tokenizer_file, tmp_path / "tokenizer" / "tokenizer.model")
+    policy = tiny_policy(vocab_size=32000, hidden_size=16, head_dim=4, max_position_embeddings=64)
+    save_model(policy, tmp_path / "start", tmp_path / "tokenizer", torch.float32)
+    return tmp_path / "start"
+
+
+@pytest.fixture
+def small(start, tmp_path) -> tuple:
+    """The arguments of a run of 12 short steps."""
+    data = write_data(tmp_path / "data.jsonl")
+    flags = ("--row-tokens", 64, "--rows-per-step", 1, "--learning-rate", 1e-2, "--save-every", 2)
+    return ("janus-7b", "--model", start, "--data", data, *flags)
