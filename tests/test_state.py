@@ -1,0 +1,176 @@
+"""Training states: exact, whole or not there, whatever kills their writer."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from janus_min import directories
+from janus_min import state as state_module
+from janus_min.errors import UserError
+from janus_min.objectives import Counts, sft
+from janus_min.optim import adamw
+from janus_min.row import build_row
+from janus_min.state import load_state, newest_state, read_state, save_state, states
+from tests.conftest import random_examples, tiny_policy, tiny_recipe
+from tests.kill import survives
+
+
+def few_steps(policy, optimizer, first, count):
+    """Some optimizer steps on examples that depend on the step alone."""
+    for step in range(first, first + count):
+        examples = random_examples(4, seed=step)
+        optimizer.zero_grad()
+        loss, _ = sft(policy, build_row(examples, None), Counts.of(examples), tiny_recipe("sft"))
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        optimizer.step()
+
+
+def test_six_steps_equal_three_and_a_resume_and_three_bitwise(tmp_path):
+    straight = tiny_policy()
+    few_steps(straight, adamw(straight, weight_decay=0.1, beta2=0.99), 0, 6)
+
+    first = tiny_policy()
+    optimizer = adamw(first, weight_decay=0.1, beta2=0.99)
+    few_steps(first, optimizer, 0, 3)
+    save_state(first, optimizer, 3, tmp_path, {"note": "x"})
+    second = tiny_policy(vocab_size=97)
+    optimizer = adamw(second, weight_decay=0.1, beta2=0.99)
+    load_state(second, optimizer, states(tmp_path)[-1])
+    assert read_state(states(tmp_path)[-1]) == {"step": 3, "note": "x"}
+    few_steps(second, optimizer, 3, 3)
+    for a, b in zip(straight.parameters(), second.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_state_in_shards_is_the_same_state(tmp_path, monkeypatch):
+    policy = tiny_policy()
+    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
+    few_steps(policy, optimizer, 0, 2)
+    monkeypatch.setattr(state_module, "SHARD_BYTES", 60_000)
+    save_state(policy, optimizer, 2, tmp_path, {})
+    [state] = states(tmp_path)
+    assert len(list(state.glob("*.safetensors"))) > 3
+    again = tiny_policy(vocab_size=97)
+    restored = adamw(again, weight_decay=0.0, beta2=0.99)
+    load_state(again, restored, state)
+    for a, b in zip(policy.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for moment in ("step", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(optimizer.state[a][moment], restored.state[b][moment])
+
+
+def test_damaged_states_are_named(tmp_path):
+    policy = tiny_policy()
+    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
+    few_steps(policy, optimizer, 0, 1)
+    save_state(policy, optimizer, 1, tmp_path, {})
+    [state] = states(tmp_path)
+    (state / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state.json is damaged"):
+        read_state(state)
+    (state / "model.safetensors").write_bytes(b"123")
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        load_state(policy, optimizer, state)
+
+
+def test_only_complete_states_count_and_older_ones_go(tmp_path):
+    policy = tiny_policy()
+    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
+    few_steps(policy, optimizer, 0, 1)
+    for step in (1, 2, 10):
+        save_state(policy, optimizer, step, tmp_path, {})
+    (tmp_path / "step-00000011.tmp").mkdir()  # as a killed program leaves it
+    assert [path.name for path in states(tmp_path)] == ["step-00000010"]
+    other = tiny_policy(num_hidden_layers=3)
+    with pytest.raises(UserError, match=r"is the state of another model: model.layers.2"):
+        load_state(other, adamw(other, weight_decay=0.0, beta2=0.99), states(tmp_path)[-1])
+
+
+# Damage and death
+
+
+@pytest.fixture
+def trained():
+    """A model and its optimizer after a step."""
+    policy = tiny_policy()
+    optimizer = adamw(policy, weight_decay=0.0, beta2=0.99)
+    few_steps(policy, optimizer, 0, 1)
+    return policy, optimizer
+
+
+def test_as_many_states_are_kept_as_asked_for(trained, tmp_path):
+    for step in (1, 2, 3, 4):
+        save_state(*trained, step, tmp_path, {}, keep=2)
+    assert [path.name for path in states(tmp_path)] == ["step-00000003", "step-00000004"]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda s: truncate(s / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda s: (s / "model.safetensors").unlink(), "neither model.safetensors nor"),
+        (lambda s: (s / "state.json").unlink(), "No such file or directory"),
+        (lambda s: (s / "state.json").write_text("{"), "state.json is damaged"),
+        (lambda s: (s / "state.json").write_text("{}"), "'step' must be a whole number"),
+    ],
+)
+def test_a_damaged_state_is_skipped_with_a_line(trained, tmp_path, capsys, damage, line):
+    """F15: the one before it is used."""
+    for step in (1, 2):
+        save_state(*trained, step, tmp_path, {}, keep=2)
+    assert newest_state(tmp_path).name == "step-00000002" and not capsys.readouterr().out
+    damage(tmp_path / "step-00000002")
+    assert newest_state(tmp_path).name == "step-00000001"
+    out = capsys.readouterr().out
+    assert out.startswith("state skipped: ") and line in out and "step-00000002" in out
+    shutil.rmtree(tmp_path / "step-00000001")
+    assert newest_state(tmp_path) is None
+
+
+def weights(state):
+    return load_file(state / "model.safetensors")["model.lm_head.weight"]
+
+
+def test_a_save_that_is_killed_at_any_point_leaves_the_old_state_or_the_new_one(trained, tmp_path):
+    policy, optimizer = trained
+    before = policy.lm_head.weight.detach().clone()
+    save_state(policy, optimizer, 1, tmp_path / "first", {})
+    few_steps(policy, optimizer, 1, 1)
+    after, found = policy.lm_head.weight.detach().clone(), []
+    for point in range(1, 100):
+        out = tmp_path / f"killed at {point}"
+        shutil.copytree(tmp_path / "first", out)
+        done = survives(lambda out=out: save_state(policy, optimizer, 2, out, {}), out, point)
+        state = newest_state(out)
+        step = read_state(state)["step"]
+        assert torch.equal(weights(state), before if step == 1 else after)
+        found.append(step)
+        save_state(policy, optimizer, 2, out, {})  # the next save clears up
+        assert [path.name for path in out.iterdir()] == ["step-00000002"]
+        if done:
+            break
+    assert done and found == sorted(found) and found.count(1) >= 4 and found.count(2) >= 2
+
+
+def test_a_save_that_is_killed_within_a_file_leaves_the_old_state(trained, tmp_path, monkeypatch):
+    policy, optimizer = trained
+    save_state(policy, optimizer, 1, tmp_path, {})
+    whole = directories.save_file
+
+    def half(tensors, path, metadata):
+        whole(tensors, path, metadata=metadata)
+        truncate(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(directories, "save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(policy, optimizer, 2, tmp_path, {})
+    assert newest_state(tmp_path).name == "step-00000001"
