@@ -1,0 +1,137 @@
+"""DPO's reference: the log-probabilities of every response under a model that is not trained.
+
+They are computed once, before training, by the code that training uses and on the rows of the plan,
+so that the first step compares equal numbers; then that model is gone from memory. They are kept in
+a JSONL file per data set, under a header that says what they belong to. A file of anything else is
+refused; one that is incomplete is continued.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from janus_min.chat import prompt_text
+from janus_min.checkpoint import load_model
+from janus_min.config import ModelConfig
+from janus_min.device import compute_dtype, precision
+from janus_min.directories import hash_files
+from janus_min.errors import UserError
+from janus_min.losses import sequence_logps
+from janus_min.model import Policy
+from janus_min.progress import Progress
+from janus_min.run import Data, Run
+
+
+def add_reference(run: Run, first: int, weights: str) -> None:
+    """Fills in `reference` of the data that the steps from `first` on need.
+
+    `weights` is the hash of the reference model's weights.
+    """
+    directory = run.reference
+    folder = run.options.reference_logps or run.out / "reference"
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [(run.data, [row for step in run.plan[first : run.last] for row in step], "data")]
+    if run.held_out:
+        parts.append((run.held_out, run.held_out_rows(), "held-out"))
+    config = ModelConfig.from_json(directory / "config.json")
+    policy = None
+    for data, rows, name in parts:
+        path = folder / f"{name}.jsonl"
+        data.reference = read_logps(path, header(run, data, config, weights), len(data.examples))
+        missing = uncovered(rows, ~np.isnan(data.reference[:, 0]))
+        if not missing:
+            print(f"reference: {path}")
+            continue
+        if policy is None:
+            policy = load_model(Policy, directory, impl=run.options.impl, device=run.device)
+        print(f"reference: {directory}, into {path}")
+        compute(run, policy, data, missing, path)
+
+
+def uncovered(rows: list[list[int]], known: np.ndarray) -> list[list[int]]:
+    """The rows with an example that is neither known, (examples,) bool, nor in an earlier row."""
+    known, found = known.copy(), []
+    for row in rows:
+        if not known[row].all():
+            found.append(row)
+            known[row] = True
+    return found
+
+
+@torch.no_grad()
+def compute(run: Run, policy: Policy, data: Data, rows: list[list[int]], path: Path) -> None:
+    """Computes the rows, and appends each to the file before the next one."""
+    progress = Progress(len(rows), "tokens")
+    with path.open("a", encoding="utf-8") as file:
+        for done, indices in enumerate(rows, start=1):
+            row = run.row(data, indices)._replace(reference=None)
+            with precision(run.device):
+                logps = sequence_logps(policy(row), row.response, len(row.ends))
+            values = logps.float().cpu().numpy().reshape(-1, 2)
+            if not np.isfinite(values).all():
+                raise UserError("the reference model's log-probabilities are not finite")
+            data.reference[indices] = values
+            lines = [
+                {"example": i, "line": data.examples[i].line, "chosen": chosen, "rejected": other}
+                for i, (chosen, other) in zip(indices, values.tolist(), strict=True)
+            ]
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+            file.flush()
+            progress.update(done, sum(data.lengths[i] for i in indices), "")
+    progress.close()
+
+
+def header(run: Run, data: Data, config: ModelConfig, weights: str) -> dict[str, str]:
+    """What log-probabilities are a function of."""
+    template = [prompt_text(system, "{instruction}") for system in ("{system}", None)]
+    lengths = {"max_tokens": run.recipe.longest, "cut": run.recipe.cut}
+    return {
+        "weights of the reference": weights,
+        "config of the reference": short_hash(asdict(config)),
+        "precision": str(compute_dtype(run.device)),
+        "tokenizer": hash_files([run.tokenizer.path]),
+        "template": short_hash(template),
+        "lengths": short_hash(lengths),
+        "data": data.hash(),
+    }
+
+
+def read_logps(path: Path, header: dict[str, str], examples: int) -> np.ndarray:
+    """The log-probabilities in a file, (examples, 2), NaN where it has none yet.
+
+    Begins the file if it is not there, and cuts off a last line that was not written to its end.
+    Raises UserError if it belongs to something else.
+    """
+    logps = np.full((examples, 2), np.nan, np.float32)
+    text = path.read_bytes() if path.exists() else b""
+    whole = text[: text.rfind(b"\n") + 1]
+    lines = whole.splitlines()
+    if not lines:
+        path.write_text(json.dumps(header) + "\n", encoding="utf-8")
+        return logps
+    try:
+        found, *entries = map(json.loads, lines)
+        others = [part for part in header if found[part] != header[part]]
+        if not others:
+            for entry in entries:
+                logps[entry["example"]] = entry["chosen"], entry["rejected"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): remove it") from None
+    if others:
+        raise UserError(
+            f"{path} holds log-probabilities for other {', other '.join(others)}: remove it, or "
+            "name another --reference-logps"
+        )
+    if len(whole) < len(text):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return logps
+
+
+def short_hash(value: object) -> str:
+    """SHA-256 of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
