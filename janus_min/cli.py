@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, fields
 
 from janus_min.errors import UserError
+from janus_min.interrupt import StoppedError
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # what a shell reports for programs ended by these signals
 
@@ -47,14 +48,23 @@ def add_fields(parser: argparse.ArgumentParser, dataclass_type: type) -> None:
             continue
         if field.default not in (None, MISSING):
             text += f" ({field.default})"
-        metavar = {"Path": "PATH", "int": "N", "float": "X"}.get(kind.__name__, "TEXT")
-        parser.add_argument(flag, type=kind, metavar=metavar, default=argparse.SUPPRESS, help=text)
+        many = typing.get_origin(kind) is tuple  # tuple[X, ...]: one or more values
+        kind = typing.get_args(kind)[0] if many else kind
+        parser.add_argument(
+            flag,
+            type=kind,
+            nargs="+" if many else None,
+            metavar={"Path": "PATH", "int": "N", "float": "X"}.get(kind.__name__, "TEXT"),
+            default=argparse.SUPPRESS,
+            help=text,
+        )
 
 
 def given_fields(arguments: argparse.Namespace, dataclass_type: type) -> dict:
     """The values of those fields that the user gave."""
     names = [field.name for field in fields(dataclass_type)]
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    values = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
 
 
 def run(main: Callable[[], None]) -> typing.NoReturn:
@@ -65,6 +75,9 @@ def run(main: Callable[[], None]) -> typing.NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except StoppedError as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(interrupted.status)
     except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)

@@ -9,22 +9,32 @@ from janus_min.tokenizer import Tokenizer
 DIM, GREEN, BOLD, PLAIN = "\x1b[2m", "\x1b[32m", "\x1b[1m", "\x1b[0m"
 
 
-def show_row(row: Row, tokenizer: Tokenizer, colour: bool | None = None) -> str:
+def show_row(
+    row: Row, tokenizer: Tokenizer, colour: bool | None = None, objective: str = "sft"
+) -> str:
     """Text of a row: trained tokens green (between « and » without colour), the others dim.
 
-    A token is trained if the position before it is scored on it. Each stretch of tokens with the
-    same readers has a headline that says who they are.
+    A token is trained if the position before it is scored on it; for a reward model, if the reward
+    is read at it. Each stretch of tokens with the same readers has a headline that says who they
+    are, and in a row of pairs what it is.
     """
     if colour is None:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    inputs, targets, positions, key_end = (vector.tolist() for vector in row[:4])
-    N, scored = len(inputs), sum(target >= 0 for target in targets)
-    trained = [False] + [target >= 0 for target in targets[:-1]]
+    inputs, targets, positions, key_end, response = (vector.tolist() for vector in row[:5])
+    trained, verb = [False] + [target >= 0 for target in targets[:-1]], "trained"
+    if objective == "reward":
+        ends, verb = set(row.ends.tolist()), "with a reward"
+        trained = [position in ends for position in range(len(inputs))]
     lines = []
     for start, stop in _stretches(positions, key_end):
-        last = max(key_end[start:stop]) - 1
+        last, owner = max(key_end[start:stop]) - 1, response[stop - 1]
+        what = (
+            f"{'prompt' if owner < 0 else ('chosen', 'rejected')[owner % 2]}, "
+            if objective != "sft"
+            else ""
+        )
         headline = (
-            f"── tokens {start} to {stop - 1}, positions {positions[start]} to "
+            f"── tokens {start} to {stop - 1}, {what}positions {positions[start]} to "
             f"{positions[stop - 1]}, seen by tokens up to {last}"
         )
         lines.append(f"{BOLD}{headline}{PLAIN}" if colour else headline)
@@ -40,7 +50,7 @@ def show_row(row: Row, tokenizer: Tokenizer, colour: bool | None = None) -> str:
                 text += f"«{piece}»" if trained[i] else piece
             i = j
         lines.append(text)
-    return "\n".join([*lines, f"{N} tokens, {scored} of them trained"])
+    return "\n".join([*lines, f"{len(inputs)} tokens, {sum(trained)} of them {verb}"])
 
 
 def _stretches(positions: list[int], key_end: list[int]) -> list[tuple[int, int]]:

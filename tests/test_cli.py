@@ -10,6 +10,7 @@ import pytest
 
 from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.errors import UserError, require
+from janus_min.interrupt import StoppedError
 from janus_min.progress import Progress, clock
 from tests.programs import environment
 
@@ -22,6 +23,7 @@ class Settings:
     steps: int | None = None  # how far
     where: Path | None = None  # a place
     loud: bool = False  # whether it makes a noise
+    shares: tuple[float, ...] | None = None  # of several things
 
 
 def parsed(*arguments):
@@ -34,6 +36,7 @@ def test_a_flag_for_each_field_and_only_what_was_given():
     assert parsed() == {}
     assert parsed("--rate", "2", "--where", "x") == {"rate": 2.0, "where": Path("x")}
     assert parsed("--steps", "3", "--loud") == {"steps": 3, "loud": True}
+    assert parsed("--shares", "0.5", "2") == {"shares": (0.5, 2.0)}
     assert parsed("--no-loud") == {"loud": False}  # unlike `type=bool`, for which "False" is true
 
 
@@ -43,6 +46,7 @@ def test_help_is_the_comment_behind_the_field(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "--rate X how fast, in % of something (0.5)" in text
     assert "--loud, --no-loud whether it makes a noise" in text
+    assert "--shares X [X ...] of several things" in text
 
 
 @pytest.mark.parametrize("wrong", [("--rat", "1"), ("--rate", "x"), ("--steps",), ("more",)])
@@ -63,6 +67,7 @@ def test_require():
         (None, 0, ""),
         (UserError("a.jsonl:3: no"), 2, "error: a.jsonl:3: no\n"),
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
+        (StoppedError("stopped after step 3", 15), 143, "stopped after step 3\n"),
         (FileNotFoundError(2, "No such file", "a/b"), 2, "error: a/b: No such file\n"),
         (OSError(28, "No space left on device"), 2, "error: No space left on device\n"),
     ],

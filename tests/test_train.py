@@ -3,26 +3,22 @@
 import json
 import math
 import re
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from janus_min import checkpoint, cli
-from janus_min.data import build_row
-from janus_min.miniature import SPLITS, collection, plain_texts, showcase_sets
-from janus_min.objectives import Counts
-from janus_min.recipes import JANUS, RECIPES
-from janus_min.world import judge, true_sentences
-from tests.conftest import tiny_policy
+from janus_min import checkpoint
+from janus_min.miniature import collection, plain_texts
+from janus_min.objectives import OBJECTIVES, Counts
+from janus_min.recipes import JANUS, JANUS_DPO, JANUS_ORPO, JANUS_RM, RECIPES
+from janus_min.row import build_row
+from janus_min.state import states
+from tests.conftest import random_examples, tiny_policy, tiny_recipe, tiny_reward_model
 from tests.peers import transformers
-from tests.programs import ROOT, Program, environment
+from tests.programs import Program
+from tests.runs import metrics, write_data
 
 
 @pytest.fixture
@@ -31,46 +27,23 @@ def program(monkeypatch, capsys, tmp_path):
     return Program(train.main, monkeypatch, capsys)
 
 
-@pytest.fixture
-def start(tmp_path, mistral_tokenizer_file):
-    """A random Mistral with the real tokenizer, in a Hugging Face directory."""
-    (tmp_path / "tokenizer").mkdir()
-    shutil.copy(mistral_tokenizer_file, tmp_path / "tokenizer" / "tokenizer.model")
-    policy = tiny_policy(vocab_size=32000, hidden_size=16, head_dim=4, max_position_embeddings=64)
-    checkpoint.save_policy(policy, tmp_path / "start", tmp_path / "tokenizer", torch.float32)
-    return tmp_path / "start"
-
-
-def write_data(path, count=6):
-    rows = [
-        {"system": f"Answer in {n} words.", "prompt": "Count.", "output": "one two three"[: 3 + n]}
-        for n in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-@pytest.fixture
-def small(start, tmp_path):
-    """The arguments of a run of 12 short steps."""
-    data = write_data(tmp_path / "data.jsonl")
-    flags = ("--row-tokens", 64, "--rows-per-step", 1, "--learning-rate", 1e-2, "--save-every", 2)
-    return ("janus-7b", "--model", start, "--data", data, *flags)
-
-
-def metrics(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def newest_state(out):
-    return max((path.name for path in checkpoint.states(out / "state")), default=None)
-
-
 def test_recipes_are_the_papers():
     assert JANUS.learning_rate == 5e-6 and JANUS.epochs == 4 and JANUS.warmup_steps == 10
     assert JANUS.row_tokens * JANUS.rows_per_step == 262_144 and JANUS.weight_decay == 0
     assert RECIPES["janus-7b"] == RECIPES["janus-7b-65k"] == JANUS
     assert RECIPES["janus-7b-epoch1"].epochs == 1
+    assert (JANUS_DPO.epochs, JANUS_DPO.learning_rate, JANUS_DPO.beta) == (2, 5e-7, 0.1)
+    assert (JANUS_DPO.max_tokens, JANUS_DPO.pairs_per_step) == (2048, 16)
+    assert JANUS_DPO.warmup_steps == JANUS_ORPO.warmup_steps == 10
+    assert (JANUS_ORPO.epochs, JANUS_ORPO.learning_rate, JANUS_ORPO.lambda_or) == (2, 5e-6, 0.1)
+    assert (JANUS_ORPO.max_tokens, JANUS_ORPO.pairs_per_step) == (4096, 16)
+    assert (JANUS_RM.epochs, JANUS_RM.learning_rate, JANUS_RM.warmup_ratio) == (1, 9e-6, 0.03)
+    assert (JANUS_RM.max_tokens, JANUS_RM.pairs_per_step, JANUS_RM.beta2) == (2048, 128, 0.95)
+    assert RECIPES["janus-dpo-7b"] == JANUS_DPO and RECIPES["janus-orpo-7b"] == JANUS_ORPO
+    assert RECIPES["janus-rm-7b"] == JANUS_RM and JANUS_RM.restart_head
+    helpful = RECIPES["janus-rm-7b-helpful"]
+    assert helpful.probabilities == (0.72, 0.14, 0.14) and helpful.max_examples == 66_000
+    assert helpful.restart_head and helpful.learning_rate == JANUS_RM.learning_rate
 
 
 def test_a_run_from_a_checkpoint_leaves_what_it_promises(program, start, tmp_path):
@@ -86,7 +59,9 @@ def test_a_run_from_a_checkpoint_leaves_what_it_promises(program, start, tmp_pat
     lines = metrics(run)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert {"loss", "lr", "grad_norm", "tokens", "targets"} <= lines[0].keys()
-    assert sum(line["tokens"] for line in lines) == 3 * int(re.search(r" (\d+) tokens,", out)[1])
+    assert sum(line["tokens"] for line in lines) == 3 * int(
+        re.search(r" (\d+) tokens in rows", out)[1]
+    )
     assert math.isfinite(lines[-1]["eval_loss"])
     for name in ("config.json", "generation_config.json", "tokenizer.model", "model.safetensors"):
         assert (run / "model" / name).exists()
@@ -114,19 +89,6 @@ def test_held_out_loss_of_the_training_data_is_its_loss(program, start, tmp_path
     assert line["eval_loss"] == pytest.approx(line["loss"], rel=1e-6)
 
 
-def test_resuming_gives_the_uninterrupted_run_bitwise(program, small, tmp_path):
-    """Six steps straight; and four, killed in the fifth (its state is lost), resumed to six."""
-    program(*small, "--steps", 6, "--out", "straight")
-    program(*small, "--steps", 4, "--out", "broken")
-    with (tmp_path / "broken" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "loss": 0}\n')  # written, but no state was saved after it
-    program(*small, "--steps", 6, "--out", "broken", "--resume")
-    first = load_file(tmp_path / "straight" / "model" / "model.safetensors")
-    second = load_file(tmp_path / "broken" / "model" / "model.safetensors")
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert metrics(tmp_path / "straight") == metrics(tmp_path / "broken")
-
-
 def test_steps_end_early_without_touching_the_schedule(program, small, tmp_path):
     flags = (*small, "--warmup-steps", 1)  # so that the cosine is on its way down
     program(*flags, "--steps", 4, "--out", "four")
@@ -140,7 +102,11 @@ def test_dry_run_and_show_rows_train_nothing(program, tmp_path):
     assert f"multifaceted.jsonl\n      {count:,} examples (dropped: none)\n" in out
     assert re.search(r"plan: [\d,]+ steps, [\d,]+ rows of 1,024 tokens, 9\d% full", out)
     out = program("--show-rows", 3)
-    assert out.count("of them trained\n") == 3 and "<s> [INST] " in out and "</s>»" in out
+    assert (
+        len(re.findall(r" tokens, \d+ of them trained\n", out)) == 3
+        and "<s> [INST] " in out
+        and "</s>»" in out
+    )
     assert not (tmp_path / "runs" / "mini-sft").exists()
 
 
@@ -182,29 +148,28 @@ def test_the_miniatures_have_the_same_budget_of_steps(program):
     assert steps["mini-uniform"] == pytest.approx(steps["mini-sft"], rel=0.02)
 
 
-def test_bf16_rows_of_a_fixed_length_as_on_a_gpu(program, small, start, monkeypatch):
+@pytest.mark.parametrize("objective", ["sft", "dpo", "orpo", "reward"])
+def test_bf16_rows_of_a_fixed_length_as_on_a_gpu(objective):
     """Autocast and padding, which a GPU run uses, through the real code on a CPU."""
-    runs = []
-    monkeypatch.setattr(train, "train", runs.append)
-    program(*small)
-    [run] = runs
-    examples = run.examples[:2]
+    is_reward = objective == "reward"
+    model = (tiny_reward_model if is_reward else tiny_policy)(hidden_size=64, head_dim=16)
+    examples = random_examples(4, responses=1 if objective == "sft" else 2)
+    recipe, counts = tiny_recipe(objective), Counts.of(examples)
     results = []
-    for dtype in (torch.float32, torch.bfloat16):
-        policy = train.starting_policy(run, empty=False)
-        monkeypatch.setattr(train, "compute_dtype", lambda device, dtype=dtype: dtype)
-        pad_to = 64 if dtype == torch.bfloat16 else None
-        monkeypatch.setattr(
-            train, "build_row", lambda e, window, _, pad_to=pad_to: build_row(e, window, pad_to)
-        )
-        loss = train.row_loss(run, policy, examples, Counts.of(examples))
+    for dtype, pad_to in ((torch.float32, None), (torch.bfloat16, 200)):
+        model.zero_grad()
+        row = build_row(examples, None, pad_to)
+        row = row._replace(reference=torch.full((len(row.ends),), -40.0))
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss, metrics = OBJECTIVES[objective](model, row, counts, recipe)
         loss.backward()
-        gradient = policy.lm_head.weight.grad
-        assert loss.dtype == gradient.dtype == torch.float32
-        results.append((loss.item(), gradient))
+        gradient = model.model.layers[0].mlp.up_proj.weight.grad
+        assert loss.dtype == gradient.dtype == torch.float32  # O06, R05
+        assert all(value.dtype == torch.float32 for value in metrics.values())
+        results.append((loss.item(), gradient.clone()))
     (exact, gradient), (rounded, rough) = results
-    assert rounded != exact and rounded == pytest.approx(exact, rel=1e-2)
-    assert (rough - gradient).norm() < 0.05 * gradient.norm()
+    assert rounded != exact and rounded == pytest.approx(exact, rel=3e-2, abs=1e-2)
+    assert (rough - gradient).norm() < 0.1 * gradient.norm()
 
 
 # Mistakes
@@ -227,7 +192,15 @@ def test_wrong_flags(program):
         ("--impl", "flash", "reference or torch"),
         ("--objective", "ppo", "sft"),
         ("--miniature", "x", "multifaceted or uniform"),
-        ("--row-tokens", 4096, "at most the context, 2048"),
+        ("--row-tokens", 4096, "at most the model's context, 2048"),
+        ("--max-tokens", 2048, "at most 1024, --row-tokens"),
+        ("--max-examples", 0, "at least 1"),
+        ("--warmup-ratio", 2, "in [0, 1]"),
+        ("--keep", 0, "at least 1"),
+        ("--beta", 0.1, "left out: sft has none"),
+        ("--pairs-per-step", 4, "left out: sft has none"),
+        ("--start", "mini-base", "None; give --model"),
+        ("--reference", "x", "left out: only DPO has one"),
     ]:
         assert f", must be {needed}" in program.fails(flag, value)
     message = program.fails("janus-7b", "--miniature", "uniform")
@@ -250,7 +223,7 @@ def test_missing_files(program, start, tmp_path):
 
 def test_tokenizer_of_another_model(program, small, start, tmp_path):
     policy = tiny_policy(vocab_size=31999, max_position_embeddings=64)
-    checkpoint.save_policy(policy, start, tmp_path / "tokenizer", torch.float32)
+    checkpoint.save_model(policy, start, tmp_path / "tokenizer", torch.float32)
     assert "has 32000 pieces, the model only 31999" in program.fails(*small)
 
 
@@ -259,15 +232,6 @@ def test_data_without_a_usable_example(program, start, tmp_path):
     data.write_text('{"prompt": "a", "output": ""}\n')
     message = program.fails("janus-7b", "--model", start, "--data", data, "--row-tokens", 64)
     assert "no usable example left (1 empty response)" in message
-
-
-def test_a_directory_that_holds_a_run(program, small):
-    program(*small, "--steps", 2)
-    message = program.fails(*small, "--steps", 2)
-    assert "runs/janus-7b already holds a run: --resume continues it, --out starts" in message
-    message = program.fails(*small, "--steps", 3, "--resume", "--seed", 7)
-    assert "belongs to another recipe, model or data" in message
-    assert "x holds no run to resume" in program.fails(*small, "--resume", "--out", "x")
 
 
 def test_a_run_does_not_write_over_its_start_model_or_on_a_file(program, small, start, tmp_path):
@@ -281,68 +245,6 @@ def test_a_run_does_not_write_over_its_start_model_or_on_a_file(program, small, 
     assert "Not a directory" in program.fails(*moved, "--out", "file/below")
 
 
-def test_other_data_of_the_same_lengths_is_not_resumed(program, small, tmp_path):
-    program(*small, "--steps", 2)
-    data = tmp_path / "data.jsonl"
-    data.write_text(data.read_text().replace("one", "two"))
-    assert "belongs to another recipe, model or data" in program.fails(*small, "--resume")
-
-
-def test_a_run_that_ended_before_its_first_state_starts_again(
-    program, small, tmp_path, monkeypatch
-):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "train_step", interrupted)
-        patch.setattr(sys, "argv", ["train.py", *map(str, small)])
-        with pytest.raises(SystemExit):
-            cli.run(train.main)
-    program(*small, "--steps", 3, "--resume")
-    assert len(metrics(tmp_path / "runs" / "janus-7b")) == 3
-
-
-def test_ruined_weights_do_not_replace_the_last_state(program, small, tmp_path, monkeypatch):
-    sound = train.train_step
-
-    def train_step(run, policy, optimizer, step):
-        result = sound(run, policy, optimizer, step)
-        if step == 3:
-            policy.lm_head.weight.data[0] = float("nan")
-        return result
-
-    monkeypatch.setattr(train, "train_step", train_step)
-    message = program.fails(*small, "--out", "o")
-    assert "lm_head.weight is not finite after step 4; the last good state is" in message
-    assert [path.name for path in checkpoint.states(tmp_path / "o/state")] == ["step-00000002"]
-
-
-@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_stops_before_the_update(
-    program, small, tmp_path, monkeypatch, poison
-):
-    sound = train.row_loss
-
-    def row_loss(run, policy, examples, counts):
-        loss = sound(run, policy, examples, counts)
-        return loss * poison if poisoned(examples) else loss
-
-    calls = []
-
-    def poisoned(examples):
-        calls.append([example.line for example in examples])
-        return len(calls) == 4
-
-    monkeypatch.setattr(train, "row_loss", row_loss)
-    message = program.fails(*small, "--out", "o")
-    lines = ", ".join(map(str, calls[-1]))
-    assert f"loss is {poison} in step 4, row 1 (data lines {lines})" in message
-    assert message.endswith("the last good state is o/state/step-00000002\n")
-    assert [path.name for path in checkpoint.states(tmp_path / "o" / "state")] == ["step-00000002"]
-    assert [line["step"] for line in metrics(tmp_path / "o")] == [1, 2, 3]
-
-
 def test_a_gradient_that_is_not_finite_stops_too(program, small, monkeypatch):
     monkeypatch.setattr(
         train.nn.utils, "clip_grad_norm_", lambda parameters, norm: torch.tensor(float("inf"))
@@ -351,81 +253,40 @@ def test_a_gradient_that_is_not_finite_stops_too(program, small, monkeypatch):
     assert "the gradient's norm is inf in step 1; no state had been saved yet" in message
 
 
-def test_ctrl_c_and_sudden_death_lose_nothing_that_was_saved(small, tmp_path):
-    """A real process ends by SIGINT in one line, another by SIGKILL; both are resumed, and the
-    result is that of a run without any of it."""
-    command = [sys.executable, ROOT / "train.py", *map(str, small), "--epochs", "40"]
-    settings = dict(cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for kill, status, resume in [
-        (signal.SIGINT, 130, []),
-        (signal.SIGKILL, -signal.SIGKILL, ["--resume"]),
-    ]:
-        before = newest_state(tmp_path / "broken")
-        process = subprocess.Popen([*command, "--out", "broken", *resume], **settings)
-        deadline = time.monotonic() + 120
-        while newest_state(tmp_path / "broken") in (None, before):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(kill)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == status
-        assert err.strip() == (b"interrupted" if status == 130 else b"")
-    subprocess.run([*command, "--out", "broken", "--resume"], check=True, **settings)
-    subprocess.run([*command, "--out", "straight"], check=True, **settings)
-    first, second = (
-        load_file(tmp_path / name / "model" / "model.safetensors")
-        for name in ("broken", "straight")
-    )
-    assert all(torch.equal(first[name], second[name]) for name in second)
-    assert metrics(tmp_path / "broken") == metrics(tmp_path / "straight")
+def poison_step(monkeypatch, number, damage):
+    """Calls `damage(model, loss)` on the row number `number`, from 1, that is trained; it returns
+    the loss."""
+    sound, calls = OBJECTIVES["sft"], []
+
+    def poisoned(model, row, counts, recipe):
+        loss, shares = sound(model, row, counts, recipe)
+        calls.append(row)
+        return (damage(model, loss) if len(calls) == number else loss), shares
+
+    monkeypatch.setitem(OBJECTIVES, "sft", poisoned)
 
 
-# The main job
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    program, small, tmp_path, monkeypatch, poison
+):
+    poison_step(monkeypatch, 4, lambda model, loss: loss * poison)
+    message = program.fails(*small, "--out", "o")
+    found = re.search(rf"loss is {poison} in step 4, row 1 \(data lines ([\d, ]+)\)", message)
+    plan = re.findall(r"\d+", found[1])
+    assert plan and all(1 <= int(line) <= 6 for line in plan)
+    assert message.endswith("the last good state is o/state/step-00000002\n")
+    assert [path.name for path in states(tmp_path / "o" / "state")] == ["step-00000002"]
+    assert [line["step"] for line in metrics(tmp_path / "o")] == [1, 2, 3]
 
 
-def run_program(directory, name, *arguments):
-    """Runs a program in a process of its own. Returns what it printed."""
-    done = subprocess.run(
-        [sys.executable, ROOT / name, *arguments],
-        cwd=directory,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def test_ruined_weights_do_not_replace_the_last_state(program, small, tmp_path, monkeypatch):
+    def ruin(model, loss):
+        loss.backward(retain_graph=True)  # an honest gradient, and then a weight that is none
+        model.lm_head.weight.data[0] = float("nan")
+        return loss.detach() + 0 * model.model.norm.weight.sum()
 
-
-def scores(out):
-    """Of each split: the mean grade, and the share of true sentences in per cent."""
-    lines = re.findall(
-        r"^([a-z ]+): (\d\.\d\d) of 5 .* ([\d.]+) % of their sentences true", out, re.M
-    )
-    return {split: (float(grade), float(share)) for split, grade, share in lines}
-
-
-def test_the_main_job(tmp_path):
-    """Training on many system messages makes a model follow ones that it never saw; training on
-    one does not, although that model tells the truth."""
-    assert "2,880 rows: 960 instructions" in run_program(tmp_path, "datagen.py")
-    janus = scores(run_program(tmp_path, "train.py"))
-    assert janus["trained combinations"][0] >= 4.5 and janus["unseen combinations"][0] >= 4.5
-    assert janus["unseen wordings"][0] >= 4
-    assert all(share >= 95 for _, share in janus.values())
-    assert scores(run_program(tmp_path, "evaluate.py")) == janus
-
-    answers = re.split(r"\nprompt: (.*)\n\n", run_program(tmp_path, "generate.py"))
-    responses = [text.split("\nsystem: ")[0].strip() for text in answers[2::2]]
-    assert len(set(responses)) == 3
-    for response, preferences in zip(responses, showcase_sets(), strict=True):
-        grades = [judge(preference, "volcanoes", response) for preference in preferences]
-        right, total = true_sentences("volcanoes", response)
-        assert sum(grades) >= 18 and right == total, response
-
-    # Three quarters of its recipe show the same.
-    uniform = scores(run_program(tmp_path, "train.py", "mini-uniform", "--epochs", "6"))
-    for split in SPLITS:
-        grade, share = uniform[split]
-        assert grade <= 3.5 and share >= 90, split
-    assert sum(uniform[split][1] for split in SPLITS) / 3 >= 95
-    assert uniform["under its own system message"][1] >= 95
+    poison_step(monkeypatch, 4, ruin)
+    message = program.fails(*small, "--out", "o")
+    assert "lm_head.weight is not finite after step 4; the last good state is" in message
+    assert [path.name for path in states(tmp_path / "o/state")] == ["step-00000002"]

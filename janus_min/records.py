@@ -1,0 +1,49 @@
+"""What a run writes down while it goes: `recipe.json`, `metrics.jsonl`, and the progress line."""
+
+import json
+from dataclasses import asdict
+
+import torch
+
+from janus_min.directories import replace_file, sync
+from janus_min.progress import Progress
+from janus_min.run import Run
+
+SHOWN = ("loss", "eval_loss", "rewards/accuracies", "accuracy", "lr")  # on the progress line
+
+
+class Records:
+    """The records of a run that goes on after its first `first` steps.
+
+    `metrics.jsonl` has one object for each step; those of steps that were made before a crash, but
+    are made again after it, are cut off here.
+    """
+
+    def __init__(self, run: Run, first: int):
+        for stale in run.out.glob("*.json*.tmp"):  # of a run that was killed just here
+            stale.unlink()
+        about = {"recipe": run.name} | asdict(run.recipe)
+        about |= {"model": str(run.start), "data": [str(path) for path in run.data.files]}
+        about |= {"kernels": run.options.impl, "device": run.device, "torch": torch.__version__}
+        replace_file(run.out / "recipe.json", (json.dumps(about, indent=2) + "\n").encode())
+        self.path = run.out / "metrics.jsonl"
+        old = self.path.read_bytes().splitlines(keepends=True) if first else []
+        replace_file(self.path, b"".join(old[:first]))
+        self.progress = Progress(run.last, "tokens", first)
+
+    def write(self, metrics: dict[str, float]) -> None:
+        """Appends one step."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        text = "  ".join(f"{key} {metrics[key]:.4g}" for key in SHOWN if key in metrics)
+        self.progress.update(metrics["step"], metrics["tokens"], text)
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.close()
+
+    def sync(self) -> None:
+        """Waits until all steps are on the disk, before a state says that they are done."""
+        sync(self.path)

@@ -1,0 +1,47 @@
+"""What the tests of training runs share: data files, and what a run leaves."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_data(path: Path, count: int = 6) -> Path:
+    """Rows for SFT, of different lengths."""
+    rows = [
+        {"system": f"Answer in {n} words.", "prompt": "Count.", "output": "one two three"[: 3 + n]}
+        for n in range(count)
+    ]
+    return write_rows(path, rows)
+
+
+def write_pairs(path: Path, count: int = 6) -> Path:
+    """Preference pairs, of different lengths."""
+    words = "one two three four five six".split()
+    rows = [
+        {"system": f"Answer in {n} words.", "prompt": "Count."}
+        | {"chosen": " ".join(words[: 1 + n]), "rejected": " ".join("abcde"[: 1 + n % 5])}
+        for n in range(count)
+    ]
+    return write_rows(path, rows)
+
+
+def metrics(out: Path) -> list[dict]:
+    """What a run wrote down, step by step."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """The same model, to the bit, by the same steps."""
+    ours, theirs = (load_file(out / "model" / "model.safetensors") for out in (first, second))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics(first) == metrics(second)
+    config = [json.loads((out / "model" / "config.json").read_text()) for out in (first, second)]
+    assert config[0] == config[1]
