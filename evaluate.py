@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_min import miniature
 from janus_min.cli import Parser, add_fields, given_fields, run
+from janus_min.grading import newest_model, score_model
 from janus_min.sampling import load_for_generation
 
 
@@ -24,12 +24,12 @@ def main() -> None:
     parser = Parser(__doc__)
     add_fields(parser, Options)
     options = Options(**given_fields(parser.parse_args(), Options))
-    directory = options.model or miniature.newest_model()
+    directory = options.model or newest_model()
     policy, tokenizer = load_for_generation(directory)
     about = directory.parent / "recipe.json"
     recipe = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
     print(f"model: {directory}")
-    for score in miniature.score_model(policy, tokenizer, recipe.get("miniature") == "uniform"):
+    for score in score_model(policy, tokenizer, recipe.get("miniature") == "uniform"):
         print(score)
 
 

@@ -19,8 +19,9 @@ from pathlib import Path
 from janus_min import miniature
 from janus_min.chat import encode_prompts
 from janus_min.cli import Parser, add_fields, given_fields, run
-from janus_min.data import INSTRUCTION_KEYS, read_jsonl, text_field, unicode_text
 from janus_min.errors import UserError, require
+from janus_min.formats import INSTRUCTION, read_jsonl, text_field, unicode_text
+from janus_min.grading import newest_model
 from janus_min.model import Policy
 from janus_min.sampling import Completion, Request, Sampling, generate, load_for_generation
 from janus_min.tokenizer import Tokenizer
@@ -72,7 +73,7 @@ def main() -> None:
     options = Options(**given_fields(arguments, Options))
     sampling = Sampling(**given_fields(arguments, Sampling))
     prompts = read_prompts(options)
-    directory = options.model or miniature.newest_model()
+    directory = options.model or newest_model()
     policy, tokenizer = load_for_generation(directory)
     requests = make_requests(options, prompts, tokenizer, policy)
     if options.output:
@@ -99,7 +100,7 @@ def read_prompts(options: Options) -> list[Prompt]:
     for line, record in read_jsonl(options.input):
         where = f"{options.input}:{line}"
         system = text_field(record, ("system",), where, optional=True)
-        instruction = text_field(record, INSTRUCTION_KEYS, where)
+        instruction = text_field(record, INSTRUCTION, where)
         prompts.append(Prompt(system, instruction, record, line))
     if not prompts:
         raise UserError(f"{options.input} holds no prompt")
@@ -113,7 +114,7 @@ def make_requests(
     n, not on its place in the file."""
     requests = []
     context = policy.config.max_position_embeddings
-    encoded = encode_prompts(tokenizer, [(prompt.system, prompt.instruction) for prompt in prompts])
+    encoded = encode_prompts(tokenizer, [(p.system, p.instruction) for p in prompts])
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) >= context:
             where = f"{options.input}:{prompt.line}: " if options.input else ""

@@ -9,18 +9,12 @@ this says anything about real language models.
 import io
 import itertools
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
-from janus_min.chat import encode_prompts
-from janus_min.errors import UserError
-from janus_min.model import Policy
-from janus_min.sampling import Request, Sampling, generate
-from janus_min.tokenizer import Tokenizer
+from janus_min.directories import replace_file
 from janus_min.world import (
     BY_DIMENSION,
     BY_NAME,
@@ -31,9 +25,7 @@ from janus_min.world import (
     Preference,
     PreferenceSet,
     answer,
-    judge,
     system_message,
-    true_sentences,
 )
 
 FILES = Path("runs") / "miniature"  # where the programs keep the files of the world
@@ -42,10 +34,13 @@ HELD_OUT_SHARE = 0.06  # of all pairs of preferences of two dimensions
 TRAINED_WORDINGS = 6  # of 8
 UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
-COLLECTIONS = ("multifaceted", "uniform")
+# The files of training data: the whole collection, one system message for all, one of the three per
+# instruction, plain texts alone, preference pairs, and their chosen responses alone.
+COLLECTIONS = ("multifaceted", "uniform", "small", "texts", "pairs", "chosen")
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
+HELD_OUT_PAIRS_PER_TOPIC = 25
 TEXTS_PER_TOPIC = 200  # plain texts to read beside the collection
-ITEMS_PER_TOPIC = 5  # in each split of the bench
+ITEMS_PER_TOPIC = 10  # in each split of the bench
 ASKED_FOR = "Is the response as asked for: "  # how the criteria of a rubric begin
 
 # The collection and the bench
@@ -115,6 +110,39 @@ def uniform_collection() -> list[dict]:
         row |= {"system": UNIFORM_SYSTEM, "prompt": prompt, "output": output}
         rows.append(row)
     return rows
+
+
+def pairs(seed: int = 4) -> list[dict]:
+    """Preference pairs, in the columns of the published ones.
+
+    As in the paper: of each instruction one of the three system messages, with its own response as
+    the chosen one and the response to one of the other two as the rejected one.
+    """
+    random = np.random.default_rng(seed)
+    rows, found = collection(), []
+    for start in range(0, len(rows), SYSTEMS_PER_INSTRUCTION):
+        chosen, rejected = random.choice(SYSTEMS_PER_INSTRUCTION, 2, replace=False)
+        row, other = rows[start + chosen], rows[start + rejected]
+        found.append(
+            {key: row[key] for key in ("main_source", "original_source", "system", "prompt")}
+            | {"chosen": row["output"], "rejected": other["output"]}
+        )
+    return found
+
+
+def held_out_pairs(seed: int = 5) -> list[dict]:
+    """Pairs whose system messages and responses are those of unseen combinations."""
+    random = np.random.default_rng(seed)
+    _, unseen = split_combinations()
+    found = []
+    for topic, _ in itertools.product(TOPICS, range(HELD_OUT_PAIRS_PER_TOPIC)):
+        mine, other = random.choice(len(unseen), 2, replace=False)
+        system = system_message(unseen[mine], range(TRAINED_WORDINGS), random)
+        prompt = random.choice(WORLD["questions"]).replace("{topic}", topic)
+        chosen, rejected = answer(topic, unseen[mine]), answer(topic, unseen[other])
+        row = {"main_source": "miniature", "original_source": topic, "system": system}
+        found.append(row | {"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    return found
 
 
 def plain_texts(seed: int = 2) -> list[dict]:
@@ -201,23 +229,35 @@ def train_tokenizer(rows: list[dict], vocab_size: int = 2048) -> bytes:
 def write_world(directory: Path) -> None:
     """Writes collections, bench and tokenizer into `directory`: what `train.py` needs."""
     directory.mkdir(parents=True, exist_ok=True)
-    rows, texts = collection(), plain_texts()
+    rows, texts, preferences = collection(), plain_texts(), pairs()
+    chosen = [
+        {"system": pair["system"], "prompt": pair["prompt"], "output": pair["chosen"]}
+        for pair in preferences
+    ]
     files = {
         "multifaceted": rows + texts,
         "uniform": uniform_collection() + texts,
+        "small": rows[::SYSTEMS_PER_INSTRUCTION] + texts,
+        "texts": texts,
+        "pairs": preferences,
+        "chosen": chosen,
+        "pairs-held-out": held_out_pairs(),
         "bench": bench(),
     }
     for name, records in files.items():
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-        _write(directory / f"{name}.jsonl", text.encode())
-    _write(directory / "tokenizer.model", train_tokenizer(rows))
+        replace_file(directory / f"{name}.jsonl", text.encode())
+    replace_file(directory / "tokenizer.model", train_tokenizer(rows))
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: a program that reads it meanwhile never sees half of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+def held_out_file(collection: str | None) -> Path | None:
+    """What is held out of a collection: pairs, if it is one of pairs."""
+    return FILES / "pairs-held-out.jsonl" if collection == "pairs" else None
+
+
+def model_of(recipe: str) -> Path:
+    """Where a miniature leaves its model."""
+    return Path("runs") / recipe / "model"
 
 
 # Talking to a model
@@ -241,68 +281,3 @@ def showcase_sets() -> list[PreferenceSet]:
     """The preferences behind the system messages of `showcase`."""
     by_effect = {preference.effect: preference for preference in PREFERENCES}
     return [tuple(by_effect[effect] for effect in effects) for effects in SHOWCASE]
-
-
-# Scoring a model
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a model did on the items of one split."""
-
-    split: str
-    mean: float  # of the grades, over rubrics, then items
-    items: int
-    true: int  # sentences that are true of the topic
-    sentences: int
-
-    def __str__(self) -> str:
-        share = 100 * self.true / max(1, self.sentences)
-        return (
-            f"{self.split}: {self.mean:.2f} of 5  "
-            f"({self.items} answers, {share:.1f} % of their sentences true)"
-        )
-
-
-def newest_model() -> Path:
-    """The model of the miniature run that ended last."""
-    configs = list(Path("runs").glob("mini*/model/config.json"))
-    if not configs:
-        raise UserError("no miniature model in runs/ yet: run `python train.py`, or give --model")
-    return max(configs, key=lambda path: path.stat().st_mtime).parent
-
-
-def respond(
-    policy: Policy, tokenizer: Tokenizer, items: list[dict], system: str | None = None
-) -> list[str]:
-    """The model's most likely answer to each item, under its system message or another one."""
-    prompts = [(item["system"] if system is None else system, item["prompt"]) for item in items]
-    requests = [Request(ids) for ids in encode_prompts(tokenizer, prompts)]
-    sampling = Sampling(temperature=0, repetition_penalty=1.0, max_tokens=256)
-    return [tokenizer.decode(completion.ids) for completion in generate(policy, requests, sampling)]
-
-
-def score(split: str, items: list[dict], responses: list[str]) -> Score:
-    """Grades the responses by all rubrics of their items, and checks their sentences."""
-    means, true, sentences = [], 0, 0
-    for item, response in zip(items, responses, strict=True):
-        grades = [judge(rubric_preference(r), item["topic"], response) for r in item["rubrics"]]
-        means.append(sum(grades) / len(grades))
-        right, total = true_sentences(item["topic"], response)
-        true, sentences = true + right, sentences + total
-    return Score(split, sum(means) / len(means), len(items), true, sentences)
-
-
-def score_model(policy: Policy, tokenizer: Tokenizer, uniform: bool) -> list[Score]:
-    """All splits; for the uniform model the first one again under its own system message."""
-    items = bench()
-    responses = respond(policy, tokenizer, items)
-    scores = []
-    for split in SPLITS:
-        chosen = [i for i, item in enumerate(items) if item["source"] == split]
-        scores.append(score(split, [items[i] for i in chosen], [responses[i] for i in chosen]))
-    if uniform:
-        chosen = [item for item in items if item["source"] == SPLITS[0]]
-        own = respond(policy, tokenizer, chosen, UNIFORM_SYSTEM)
-        scores.append(score("under its own system message", chosen, own))
-    return scores

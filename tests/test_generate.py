@@ -23,7 +23,7 @@ def program(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def model(tmp_path, world):
     policy = tiny_policy(vocab_size=2048, max_position_embeddings=256)
-    checkpoint.save_policy(policy, tmp_path / "model", world, torch.float32)
+    checkpoint.save_model(policy, tmp_path / "model", world, torch.float32)
     return tmp_path / "model"
 
 

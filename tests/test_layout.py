@@ -1,13 +1,17 @@
 """The structure that a reader relies on: one-way imports, small files, a README that is true."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
+import train
+from janus_min.objectives import OBJECTIVES
 from tests.programs import ROOT, environment
 
 PROGRAMS = ("train", "generate", "datagen", "evaluate")
@@ -17,42 +21,77 @@ ALLOWED = {
     "kernels.linear_cross_entropy": set(),
     "errors": set(),
     "row": set(),
+    "plan": set(),
     "losses": set(),
     "optim": set(),
     "device": set(),
     "progress": set(),
-    "cli": {"errors"},
+    "interrupt": set(),
+    "cli": {"errors", "interrupt"},
+    "directories": {"errors"},
+    "config": {"errors"},
     "tokenizer": {"errors"},
     "chat": {"tokenizer"},
-    "data": {"chat", "errors", "row", "tokenizer"},
+    "formats": {"chat", "errors"},
+    "data": {"chat", "errors", "formats", "row", "tokenizer"},
     "show": {"row", "tokenizer"},
-    "model": {"errors", "row", "kernels.attention", "kernels.linear_cross_entropy"},
-    "recipes": {"errors", "model"},
-    "objectives": {"data", "losses", "row"},
-    "checkpoint": {"errors", "model", "tokenizer"},
+    "model": {"config", "row", "kernels.attention", "kernels.linear_cross_entropy"},
+    "recipes": {"config", "errors"},
+    "objectives": {"losses", "recipes", "row"},
+    "checkpoint": {"config", "directories", "errors", "model", "tokenizer"},
+    "state": {"directories", "errors"},
     "sampling": {
         "checkpoint",
-        "data",
         "device",
         "errors",
         "model",
+        "row",
         "tokenizer",
         "kernels.attention",
     },
     "run": {
         "checkpoint",
+        "config",
         "data",
         "device",
+        "directories",
         "errors",
+        "formats",
         "miniature",
         "model",
         "objectives",
+        "optim",
+        "plan",
         "recipes",
+        "row",
         "tokenizer",
         "kernels.attention",
     },
+    "reference": {
+        "chat",
+        "checkpoint",
+        "config",
+        "device",
+        "directories",
+        "errors",
+        "losses",
+        "model",
+        "progress",
+        "run",
+    },
+    "records": {"directories", "progress", "run"},
     "world": set(),
-    "miniature": {"chat", "errors", "model", "sampling", "tokenizer", "world"},
+    "miniature": {"directories", "world"},
+    "grading": {
+        "chat",
+        "directories",
+        "errors",
+        "miniature",
+        "model",
+        "sampling",
+        "tokenizer",
+        "world",
+    },
 }
 RUN_TIME = {"torch", "triton", "numpy", "safetensors", "sentencepiece", "requests"}
 
@@ -96,6 +135,20 @@ def test_run_time_packages_are_the_six():
 
 def test_losses_import_torch_alone():
     assert {n.split(".")[0] for n in imported(ROOT / "janus_min" / "losses.py")} == {"torch"}
+
+
+def called(function: object) -> set[str]:
+    """Names of all that a function calls."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return {name.id for name in calls if isinstance(name, ast.Name)}
+
+
+def test_every_loss_is_two_calls_away_from_main():
+    """train.py's main calls the objective, the objective calls its loss."""
+    assert "objective" in called(train.main)
+    for name, objective in OBJECTIVES.items():
+        assert f"{name}_loss" in called(objective)
 
 
 def test_everything_imports_without_triton_and_transformers():

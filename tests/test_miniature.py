@@ -7,15 +7,18 @@ from collections import Counter
 import pytest
 
 from janus_min.data import load_examples
+from janus_min.formats import pair_row, sft_row
+from janus_min.grading import score
 from janus_min.miniature import (
     SPLITS,
     UNIFORM_SYSTEM,
     bench,
     collection,
+    held_out_pairs,
+    pairs,
     plain_texts,
     rubric,
     rubric_preference,
-    score,
     showcase,
     showcase_sets,
     split_combinations,
@@ -123,18 +126,52 @@ def test_untrue_sentences_are_counted():
 def test_unseen_combinations_join_a_pair_that_training_never_joins():
     trained, unseen = split_combinations()
     assert len(trained) + len(unseen) == len(ALL_SETS) and min(len(trained), len(unseen)) > 500
-    pairs = {pair for combination in trained for pair in itertools.combinations(combination, 2)}
+    joined = {pair for combination in trained for pair in itertools.combinations(combination, 2)}
     for combination in unseen:
-        assert any(pair not in pairs for pair in itertools.combinations(combination, 2))
+        assert any(pair not in joined for pair in itertools.combinations(combination, 2))
     for preferences in BY_DIMENSION.values():  # but each preference itself is well known
         for preference in preferences:
             assert sum(preference in combination for combination in trained) > 50
 
 
+def test_pairs_are_an_aligned_response_and_one_that_was_asked_for_otherwise():
+    """As in the paper: one of an instruction's system messages with its own response, and the
+    response to one of the other two."""
+    rows, found = collection(), pairs()
+    systems = {row["system"]: row for row in rows}
+    prompts = [pair["prompt"] for pair in found]
+    assert len(found) == len(set(prompts)) == len({row["prompt"] for row in rows})
+    chosen_places = Counter()
+    for pair in found:
+        own = [row for row in rows if row["prompt"] == pair["prompt"]]
+        row = systems[pair["system"]]
+        assert row in own and pair["chosen"] == row["output"] != pair["rejected"]
+        assert pair["rejected"] in [other["output"] for other in own if other is not row]
+        chosen_places[own.index(row)] += 1
+    assert all(count > 250 for count in chosen_places.values())
+
+
+def test_held_out_pairs_are_of_unseen_combinations():
+    _, unseen = split_combinations()
+    answers = {answer(topic, preferences) for topic in TOPICS for preferences in unseen}
+    systems = {row["system"] for row in collection()}
+    for pair in held_out_pairs():
+        assert pair["chosen"] in answers and pair["rejected"] in answers
+        assert pair["chosen"] != pair["rejected"] and pair["system"] not in systems
+
+
+def test_the_small_collection_has_one_system_message_for_each_instruction(world):
+    rows = [json.loads(line) for line in (world / "small.jsonl").read_text().splitlines()]
+    prompts = [row["prompt"] for row in rows if "prompt" in row]
+    assert len(prompts) == len(set(prompts)) == 960
+    whole = collection()
+    assert all(row in whole for row in rows if "prompt" in row)
+
+
 def test_training_never_shows_what_the_bench_calls_unseen():
     rows, items = collection(), bench()
     sets = {tuple(entry["preference"] for entry in row["preference_set"]) for row in rows}
-    pairs = {pair for one in sets for pair in itertools.combinations(one, 2)}
+    seen_pairs = {pair for one in sets for pair in itertools.combinations(one, 2)}
     texts = [row["text"] for row in plain_texts()]
     read = [*(row["system"] for row in rows), *texts]
     for text in texts:  # nor do plain texts join what the collection keeps apart
@@ -142,7 +179,7 @@ def test_training_never_shows_what_the_bench_calls_unseen():
             p for p in PREFERENCES if any(w[1:].lower() in text.lower() for w in p.wordings)
         ]
         assert 1 <= len(mentioned) <= 4
-        assert all(pair in pairs for pair in itertools.combinations(names(mentioned), 2))
+        assert all(pair in seen_pairs for pair in itertools.combinations(names(mentioned), 2))
     everything = "\n".join(read).lower()
     systems = {row["system"] for row in rows}
     for item in items:
@@ -150,12 +187,14 @@ def test_training_never_shows_what_the_bench_calls_unseen():
         joined = list(itertools.combinations(names(preferences), 2))
         assert item["system"] not in systems
         assert (names(preferences) in sets) == (item["source"] != "unseen combinations")
-        assert all(pair in pairs for pair in joined) == (item["source"] != "unseen combinations")
+        assert all(pair in seen_pairs for pair in joined) == (
+            item["source"] != "unseen combinations"
+        )
         held_back = [wording for p in preferences for wording in p.wordings[6:]]
         assert not any(wording[1:].lower() in everything for wording in held_back)
         used = sum(wording[1:].lower() in item["system"].lower() for wording in held_back)
         assert used == (4 if item["source"] == "unseen wordings" else 0)
-    assert Counter(item["source"] for item in items) == {split: 60 for split in SPLITS}
+    assert Counter(item["source"] for item in items) == {split: 120 for split in SPLITS}
 
 
 def test_collection_has_three_system_messages_for_each_instruction():
@@ -205,9 +244,19 @@ def test_showcase_shows_three_users_whose_sets_were_not_trained():
 
 def test_files_are_read_by_the_trainer(world):
     tokenizer = Tokenizer(world)
-    for name, count in (("multifaceted", 2880), ("uniform", 960)):
-        examples, dropped = load_examples(world / f"{name}.jsonl", tokenizer, 2048)
-        assert len(examples) == count + len(plain_texts()) and not dropped
+    texts = len(plain_texts())
+    for name, count, parse in (
+        ("multifaceted", 2880 + texts, sft_row),
+        ("uniform", 960 + texts, sft_row),
+        ("small", 960 + texts, sft_row),
+        ("texts", texts, sft_row),
+        ("chosen", 960, sft_row),
+        ("pairs", 960, pair_row),
+        ("pairs-held-out", 300, pair_row),
+    ):
+        path = world / f"{name}.jsonl"
+        examples, dropped = load_examples(path, tokenizer, parse, max_tokens=1024)
+        assert len(examples) == count and not dropped, name
     items = [json.loads(line) for line in (world / "bench.jsonl").read_text().splitlines()]
     assert items == bench()
     texts = [item["reference_answer"] for item in items] + [item["system"] for item in items]
