@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from janus_min.checkpoint import load_policy
+from janus_min.checkpoint import load_model
 from janus_min.model import Policy
 from tests.peers import transformers
 
@@ -51,7 +51,7 @@ def same_model_twice(
     theirs = transformers.MistralForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="sdpa"
     )
-    return theirs, load_policy(directory, impl="torch")
+    return theirs, load_model(Policy, directory, impl="torch")
 
 
 def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -65,14 +65,21 @@ def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
     return seconds
 
 
-def report(seconds: dict[str, list[float]], tokens: int, target: float) -> None:
-    """Prints a line for each of the two sides, what is compared with first, then the ratio."""
-    print(f"  {'':14}{'median s':>10}{'min':>8}{'max':>8}{'tokens/s':>10}")
+def report(
+    seconds: dict[str, list[float]], amount: int, target: float | None, unit: str = "tokens"
+) -> None:
+    """Prints a line for each of the two sides, what is compared with first, then the ratio.
+
+    `amount` of `unit` is what each call does.
+    """
+    print(f"  {'':14}{'median s':>10}{'min':>8}{'max':>8}{unit + '/s':>10}")
     for name, times in seconds.items():
         middle = median(times)
-        print(f"  {name:14}{middle:10.3f}{min(times):8.3f}{max(times):8.3f}{tokens / middle:10.0f}")
+        rate = f"{amount / middle:10.0f}" if amount / middle >= 100 else f"{amount / middle:10.2f}"
+        print(f"  {name:14}{middle:10.3f}{min(times):8.3f}{max(times):8.3f}{rate}")
     theirs, ours = seconds.values()
     # The fastest rounds met the least of the machine's other work: two threads that wait for each
     # other stall when a third wants a core.
     print(f"  ratio of the fastest rounds {min(theirs) / min(ours):.2f}")
-    print(f"ratio {median(theirs) / median(ours):.2f}, target {target:.2f}", flush=True)
+    wanted = f", target {target:.2f}" if target is not None else ""
+    print(f"ratio {median(theirs) / median(ours):.2f}{wanted}", flush=True)
