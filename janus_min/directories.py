@@ -67,7 +67,10 @@ def save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int) 
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = SINGLE if len(shards) == 1 else file
         on_cpu = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
-        save_file(on_cpu, directory / file, metadata={"format": "pt"})
+        try:
+            save_file(on_cpu, directory / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # the disk is full, most likely
+            raise UserError(f"{directory / file} could not be written: {error}") from None
         weight_map |= dict.fromkeys(shard, file)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())

@@ -34,7 +34,7 @@ def save_state(
     about: dict,
     keep: int = 1,
 ) -> None:
-    """Saves the state after `step` steps, and removes all but the newest `keep` states after it."""
+    """Saves the state after `step` steps, and then keeps only the last `keep` up to this one."""
     temporary = fresh(out / f"step-{step:08d}")
     tensors = {}
     for name, parameter in model.named_parameters():
@@ -44,8 +44,20 @@ def save_state(
     save_tensors(tensors, temporary, SHARD_BYTES)
     write_json(temporary / "state.json", {"step": step} | about)
     commit(temporary, out / f"step-{step:08d}")
-    for older in states(out)[:-keep]:
+    # A damaged state of a later step was skipped. It must not count as newer than this one.
+    for older in [path for path in states(out) if read_name(path) <= step][:-keep]:
         shutil.rmtree(older)
+
+
+def read_name(path: Path) -> int:
+    """The step in a state's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def remove_leftovers(out: Path) -> None:
+    """Removes what a killed run had not finished writing or deleting: at 7B, 87 GB each time."""
+    for path in [*out.glob("*.tmp"), *out.glob("*.old")]:
+        shutil.rmtree(path)
 
 
 def states(out: Path) -> list[Path]:

@@ -79,7 +79,7 @@ def test_a_run_that_is_killed_between_any_two_file_operations_is_resumed(
     """From its first file to its last: DPO writes most, the reference's log-probabilities too."""
     flags = [*map(str, arguments("dpo")), "--save-every", "2", "--keep", "1"]
     program(*flags, "--out", "straight")
-    for point in range(1, 200):
+    for point in range(1, 400):
         out = tmp_path / "broken"
         done = survives(lambda: train.main([*flags, "--out", "broken"]), out, point)
         resume = ["--resume"] if (out / "recipe.json").exists() else []
@@ -91,7 +91,7 @@ def test_a_run_that_is_killed_between_any_two_file_operations_is_resumed(
         if done:
             break
         shutil.rmtree(out)
-    assert done and point > 30
+    assert done and point > 60
 
 
 def test_a_half_written_state_is_skipped(arguments, program, tmp_path):
@@ -181,7 +181,32 @@ def test_other_data_of_the_same_lengths_is_not_resumed(program, small, tmp_path)
     data = tmp_path / "data.jsonl"
     data.write_text(data.read_text().replace("one", "two"))
     message = program.fails(*small, "--resume")
-    assert "step-00000002 is of another run: the data was another; choose" in message
+    assert "step-00000002 is of another run: the data differs; choose" in message
+
+
+def test_another_start_is_not_resumed(arguments, program, tmp_path):
+    flags = arguments("sft")
+    program(*flags, "--steps", 2, "--save-every", 1)
+    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
+    policy.lm_head.weight.data.mul_(2)
+    checkpoint.save_model(policy, tmp_path / "start", tmp_path / "start")
+    message = program.fails(*flags, "--resume")
+    assert "is of another run: the start model differs; choose another --out" in message
+
+
+def test_a_run_is_not_resumed_to_fewer_steps(arguments, program):
+    program(*arguments("sft"), "--steps", 3)
+    message = program.fails(*arguments("sft"), "--steps", 2, "--resume")
+    assert "state/step-00000003 is further than --steps 2" in message
+
+
+def test_a_run_that_died_while_its_reference_was_computed_is_resumed(arguments, program, tmp_path):
+    flags = arguments("dpo")
+    program(*flags, "--out", "straight")
+    (tmp_path / "o").mkdir()
+    shutil.copytree(tmp_path / "straight/reference", tmp_path / "o/reference")
+    program(*flags, "--out", "o", "--resume")
+    assert_same_run(tmp_path / "straight", tmp_path / "o")
 
 
 def test_another_reference_is_not_resumed(arguments, program, tmp_path):
@@ -193,4 +218,4 @@ def test_another_reference_is_not_resumed(arguments, program, tmp_path):
     checkpoint.save_model(policy, other, tmp_path / "start")
     more = ("--resume", "--reference", other, "--reference-logps", tmp_path / "logps")
     message = program.fails(*flags, "--steps", 3, *more)
-    assert "is of another run: the reference was another; choose another --out" in message
+    assert "is of another run: the reference differs; choose another --out" in message

@@ -12,7 +12,14 @@ from janus_min.errors import UserError
 from janus_min.objectives import Counts, sft
 from janus_min.optim import adamw
 from janus_min.row import build_row
-from janus_min.state import load_state, newest_state, read_state, save_state, states
+from janus_min.state import (
+    load_state,
+    newest_state,
+    read_state,
+    remove_leftovers,
+    save_state,
+    states,
+)
 from tests.conftest import random_examples, tiny_policy, tiny_recipe
 from tests.kill import survives
 
@@ -133,6 +140,49 @@ def test_a_damaged_state_is_skipped_with_a_line(trained, tmp_path, capsys, damag
     assert out.startswith("state skipped: ") and line in out and "step-00000002" in out
     shutil.rmtree(tmp_path / "step-00000001")
     assert newest_state(tmp_path) is None
+
+
+def test_a_damaged_state_of_a_later_step_does_not_displace_a_new_one(trained, tmp_path, capsys):
+    """It was skipped, so that earlier steps are saved again."""
+    for step in (2, 6):
+        save_state(*trained, step, tmp_path, {}, keep=2)
+    truncate(tmp_path / "step-00000006" / "model.safetensors")
+    for step in (3, 4):
+        save_state(*trained, step, tmp_path, {}, keep=1)
+        assert newest_state(tmp_path).name == f"step-{step:08d}"
+    save_state(*trained, 6, tmp_path, {}, keep=1)
+    assert [path.name for path in states(tmp_path)] == ["step-00000006"]
+
+
+def test_what_a_killed_run_left_is_removed(trained, tmp_path):
+    save_state(*trained, 1, tmp_path, {})
+    for name in ("step-00000003.tmp", "step-00000001.old"):
+        shutil.copytree(tmp_path / "step-00000001", tmp_path / name)
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    remove_leftovers(tmp_path / "nothing here")
+
+
+def test_a_full_disk_ends_in_a_line(trained, tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        raise directories.SafetensorError("No space left on device")
+
+    monkeypatch.setattr(directories, "save_file", full)
+    with pytest.raises(UserError, match=r"model.safetensors could not be written: No space left"):
+        save_state(*trained, 1, tmp_path, {})
+
+
+def test_a_state_is_on_the_disk_before_it_gets_its_name(trained, tmp_path, monkeypatch):
+    events = []
+    monkeypatch.setattr(directories, "sync", lambda path: events.append(path.name))
+    rename = directories.os.replace
+    monkeypatch.setattr(
+        directories.os, "replace", lambda a, b: (events.append("rename"), rename(a, b))
+    )
+    save_state(*trained, 1, tmp_path, {})
+    before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
+    assert sorted(before) == ["model.safetensors", "state.json", "step-00000001.tmp"]
+    assert after == [tmp_path.name]
 
 
 def weights(state):
