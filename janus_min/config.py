@@ -27,7 +27,7 @@ class ModelConfig:
     def from_json(path: Path) -> "ModelConfig":
         """Reads a Hugging Face `config.json`; UserError for all that is not implemented here."""
         if not path.is_file():
-            raise UserError(f"{path} not found: --model needs a Hugging Face model directory")
+            raise UserError(f"{path} not found: a Hugging Face model directory is needed")
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

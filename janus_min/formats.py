@@ -35,13 +35,12 @@ class Texts(NamedTuple):
     responses: tuple[str, ...]  # one, or the chosen and the rejected
 
 
-Parse = Callable[[dict, str], Texts | str]  # (record, its file and line) -> texts, or why it is of
-# no use
+# (record, its file and line) -> texts, or the reason why the record is of no use
+Parse = Callable[[dict, str], Texts | str]
 
 
-def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
-    """Yields (line number, object) of a JSONL file. Raises UserError that names file and line."""
-    path = Path(path)
+def require_jsonl(path: Path) -> None:
+    """Raises UserError unless there is a file that can be JSONL."""
     if path.suffix == ".parquet":
         raise UserError(
             f'{path}: Parquet is not read; convert it once: python -c "import pandas; '
@@ -50,6 +49,12 @@ def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
         )
     if not path.is_file():
         raise UserError(f"{path} not found: a JSONL file is needed, one JSON object per line")
+
+
+def read_jsonl(path: Path | str) -> Iterator[tuple[int, dict]]:
+    """Yields (line number, object) of a JSONL file. Raises UserError that names file and line."""
+    path = Path(path)
+    require_jsonl(path)
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -119,11 +124,13 @@ def pair_row(record: dict, where: str) -> Texts | str:
     (chat, chosen), (other, rejected) = (_turns(record, key, where) for key in columns)
     if chat != other:
         raise UserError(f"{where}: {columns[0]!r} and {columns[1]!r} answer different messages")
-    system = text_field(chat | record, ("system",), where, optional=True)
+    system = text_field(record, ("system",), where, optional=True) or chat.get("system", "")
     if "input" in record:
         system, instruction = "", text_field(record, ("input",), where)
     elif record.keys() & {*INSTRUCTION}:
         instruction = text_field(record, INSTRUCTION, where)
+        if chat.get("user", instruction) != instruction:
+            raise UserError(f"{where}: {columns[0]!r} answers another message than the prompt")
     elif "user" in chat:
         instruction = chat["user"]
     else:
@@ -142,15 +149,15 @@ def _turns(record: dict, key: str, where: str) -> tuple[dict[str, str], str]:
         return {}, text_field(record, (key,), where)
     turns, where = record[key], f"{where}: {key!r}"
     roles = [turn.get("role") if isinstance(turn, dict) else None for turn in turns]
-    if roles[-1:] != ["assistant"] or not set(roles) <= {"system", "user", "assistant"}:
+    known = all(role in ("system", "user", "assistant") for role in roles)
+    if roles[-1:] != ["assistant"] or not known:
         raise UserError(
             f"{where} must be text, or messages with 'role' and 'content' that end with the "
             "assistant's"
         )
     if len(set(roles)) < len(roles):
         raise UserError(
-            f"{where} has {roles.count('assistant')} turns; conversations of several turns are "
-            "not trained"
+            f"{where} has {len(roles)} messages; conversations of several turns are not trained"
         )
     texts = [text_field(turn, ("content",), where) for turn in turns]
     return dict(zip(roles[:-1], texts[:-1])), texts[-1]

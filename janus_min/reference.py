@@ -27,7 +27,7 @@ from janus_min.run import Data, Run
 
 
 def add_reference(run: Run, first: int, weights: str) -> None:
-    """Fills in `reference` of the data that the steps from `first` on need.
+    """Fills in `reference_logps` of the data that the steps from `first` on need.
 
     `weights` is the hash of the reference model's weights.
     """
@@ -41,8 +41,9 @@ def add_reference(run: Run, first: int, weights: str) -> None:
     policy = None
     for data, rows, name in parts:
         path = folder / f"{name}.jsonl"
-        data.reference = read_logps(path, header(run, data, config, weights), len(data.examples))
-        missing = uncovered(rows, ~np.isnan(data.reference[:, 0]))
+        about = header(run, data, config, weights)
+        data.reference_logps = read_logps(path, about, len(data.examples))
+        missing = uncovered(rows, ~np.isnan(data.reference_logps[:, 0]))
         if not missing:
             print(f"reference: {path}")
             continue
@@ -68,15 +69,20 @@ def compute(run: Run, policy: Policy, data: Data, rows: list[list[int]], path: P
     progress = Progress(len(rows), "tokens")
     with path.open("a", encoding="utf-8") as file:
         for done, indices in enumerate(rows, start=1):
-            row = run.row(data, indices)._replace(reference=None)
+            row = run.row(data, indices)._replace(reference_logps=None)
             with precision(run.device):
                 logps = sequence_logps(policy(row), row.response, len(row.ends))
             values = logps.float().cpu().numpy().reshape(-1, 2)
             if not np.isfinite(values).all():
                 raise UserError("the reference model's log-probabilities are not finite")
-            data.reference[indices] = values
+            data.reference_logps[indices] = values
             lines = [
-                {"example": i, "line": data.examples[i].line, "chosen": chosen, "rejected": other}
+                {
+                    "example": i,
+                    "source": data.examples[i].source,
+                    "chosen": chosen,
+                    "rejected": other,
+                }
                 for i, (chosen, other) in zip(indices, values.tolist(), strict=True)
             ]
             file.write("".join(json.dumps(line) + "\n" for line in lines))

@@ -318,5 +318,5 @@ def test_config_without_a_field_or_file_is_refused(tmp_path):
         read(tmp_path, "{")
     with pytest.raises(UserError, match="a JSON object is needed"):
         read(tmp_path, "3")
-    with pytest.raises(UserError, match="not found: --model needs a Hugging Face model directory"):
+    with pytest.raises(UserError, match="not found: a Hugging Face model directory is needed"):
         ModelConfig.from_json(tmp_path / "nothing" / "config.json")

@@ -12,6 +12,7 @@ import train
 from janus_min import chat, reference
 from janus_min.checkpoint import load_model, save_model
 from janus_min.losses import sequence_logps
+from janus_min.miniature import collection, train_tokenizer
 from janus_min.model import Policy
 from janus_min.row import build_row
 from tests.conftest import tiny_policy
@@ -79,7 +80,7 @@ def test_the_file_holds_each_pairs_log_probabilities(program, flags, tmp_path):
         row = build_row([example], None)
         logps = sequence_logps(policy(row), row.response, 2).tolist()
         assert [entry["chosen"], entry["rejected"]] == pytest.approx(logps, rel=1e-5)
-        assert entry["line"] == example.line
+        assert entry["source"] == example.source
 
 
 def captured_run(program, flags):
@@ -158,9 +159,8 @@ def kept(program, flags, tmp_path):
 def test_log_probabilities_of_another_model_are_refused(program, flags, kept, tmp_path, world):
     other = save_tiny(tmp_path / "other", world, scale=1.5)
     message = refused(program, flags, tmp_path, "--reference", other)
-    assert (
-        "logps/data.jsonl holds log-probabilities for other weights of the reference: remove it, "
-    )
+    text = "logps/data.jsonl holds log-probabilities for other weights of the reference: remove it,"
+    assert text in message
     assert message.endswith(" or name another --reference-logps\n")
 
 
@@ -201,7 +201,23 @@ def test_a_reference_of_another_shape_is_refused(program, flags, tmp_path, world
     policy = tiny_policy(vocab_size=2048, sliding_window=8, max_position_embeddings=64)
     save_model(policy, tmp_path / "other", world)
     message = program.fails(*flags, "--reference", tmp_path / "other")
-    assert "other: sliding_window is 8, needed is None as in" in message
+    assert "other: sliding_window is 8, needed is None as in --model" in message
+
+
+def test_a_reference_that_reads_other_ids_or_less_text_is_refused(program, flags, tmp_path, world):
+    """Before anything is trained, and by a dry run too."""
+    other = save_tiny(tmp_path / "other", world)
+    (other / "tokenizer.model").write_bytes(train_tokenizer(collection()[:100], 1900))
+    for more in ((), ("--dry-run",)):
+        message = program.fails(*flags, "--reference", other, *more)
+        assert "other: its tokenizer.model is not that of --model" in message
+        assert "nowhere/config.json not found: a Hugging Face" in program.fails(
+            *flags, "--reference", "nowhere", *more
+        )
+    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=63)
+    save_model(policy, tmp_path / "short", world)
+    message = program.fails(*flags, "--reference", tmp_path / "short")
+    assert "short: its context is 63 tokens, --max-tokens is 64" in message
 
 
 def test_a_reference_that_is_not_finite_is_refused(program, flags, tmp_path, world):
