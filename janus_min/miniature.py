@@ -35,8 +35,9 @@ TRAINED_WORDINGS = 6  # of 8
 UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
 # The files of training data: the whole collection, one system message for all, one of the three per
-# instruction, plain texts alone, preference pairs, and their chosen responses alone.
-COLLECTIONS = ("multifaceted", "uniform", "small", "texts", "pairs", "chosen")
+# instruction, plain texts alone, a preference pair per instruction or three, and the chosen
+# responses of the former alone.
+COLLECTIONS = ("multifaceted", "uniform", "small", "texts", "pairs", "all-pairs", "chosen")
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
 HELD_OUT_PAIRS_PER_TOPIC = 25
 TEXTS_PER_TOPIC = 200  # plain texts to read beside the collection
@@ -112,21 +113,25 @@ def uniform_collection() -> list[dict]:
     return rows
 
 
-def pairs(seed: int = 4) -> list[dict]:
+def pairs(per_instruction: int = 1, seed: int = 4) -> list[dict]:
     """Preference pairs, in the columns of the published ones.
 
     As in the paper: of each instruction one of the three system messages, with its own response as
-    the chosen one and the response to one of the other two as the rejected one.
+    the chosen one and the response to one of the other two as the rejected one. More pairs per
+    instruction, up to three, take the other system messages too.
     """
     random = np.random.default_rng(seed)
     rows, found = collection(), []
     for start in range(0, len(rows), SYSTEMS_PER_INSTRUCTION):
         chosen, rejected = random.choice(SYSTEMS_PER_INSTRUCTION, 2, replace=False)
-        row, other = rows[start + chosen], rows[start + rejected]
-        found.append(
-            {key: row[key] for key in ("main_source", "original_source", "system", "prompt")}
-            | {"chosen": row["output"], "rejected": other["output"]}
-        )
+        for turn in range(per_instruction):
+            row, other = (
+                rows[start + (i + turn) % SYSTEMS_PER_INSTRUCTION] for i in (chosen, rejected)
+            )
+            found.append(
+                {key: row[key] for key in ("main_source", "original_source", "system", "prompt")}
+                | {"chosen": row["output"], "rejected": other["output"]}
+            )
     return found
 
 
@@ -240,6 +245,7 @@ def write_world(directory: Path) -> None:
         "small": rows[::SYSTEMS_PER_INSTRUCTION] + texts,
         "texts": texts,
         "pairs": preferences,
+        "all-pairs": pairs(SYSTEMS_PER_INSTRUCTION),
         "chosen": chosen,
         "pairs-held-out": held_out_pairs(),
         "bench": bench(),
@@ -252,7 +258,7 @@ def write_world(directory: Path) -> None:
 
 def held_out_file(collection: str | None) -> Path | None:
     """What is held out of a collection: pairs, if it is one of pairs."""
-    return FILES / "pairs-held-out.jsonl" if collection == "pairs" else None
+    return FILES / "pairs-held-out.jsonl" if collection in ("pairs", "all-pairs") else None
 
 
 def model_of(recipe: str) -> Path:

@@ -20,6 +20,7 @@ from janus_min.config import ModelConfig
 from janus_min.errors import require
 
 NAMES = ("sft", "dpo", "orpo", "reward")  # of the objectives
+FIXED = ("objective", "miniature", "start")  # fields of a recipe that no flag changes
 # The fields that only some objectives have: None for the others.
 ONLY_FOR = {
     "rows_per_step": ("sft",),
@@ -79,7 +80,7 @@ class Recipe:
         self._need("seed", lambda value: 0 <= value < 2**63, "in [0, 2^63)")
         self._need(
             "probabilities",
-            lambda shares: all(p > 0 for p in shares) and abs(sum(shares) - 1) < 1e-6,
+            lambda shares: all(p > 0 for p in shares) and abs(sum(shares) - 1) < 1e-8,
             "above 0 and sum to 1",
         )
         for name, objectives in ONLY_FOR.items():
@@ -193,11 +194,11 @@ RECIPES = {
     "mini-sft-chosen": replace(MINI_SFT, miniature="chosen", start="mini-base", epochs=5),
     "mini-rm": replace(
         JANUS_RM,
-        **MINI_PAIRS,
+        **MINI_PAIRS | {"miniature": "all-pairs"},  # one per instruction ends below 90 %
         start="mini-sft",
-        epochs=4,
+        epochs=2,
         pairs_per_step=16,
-        learning_rate=1e-3,
+        learning_rate=5e-4,
     ),
     "janus-7b": JANUS,
     "janus-7b-65k": JANUS,  # Janus* 7B: one of the three system messages per instruction

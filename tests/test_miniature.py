@@ -149,6 +149,10 @@ def test_pairs_are_an_aligned_response_and_one_that_was_asked_for_otherwise():
         assert pair["rejected"] in [other["output"] for other in own if other is not row]
         chosen_places[own.index(row)] += 1
     assert all(count > 250 for count in chosen_places.values())
+    more = pairs(per_instruction=3)
+    assert more[::3] == found and {pair["system"] for pair in more} == systems.keys()
+    for pair in more:
+        assert pair["chosen"] == systems[pair["system"]]["output"] != pair["rejected"]
 
 
 def test_held_out_pairs_are_of_unseen_combinations():
@@ -252,6 +256,7 @@ def test_files_are_read_by_the_trainer(world):
         ("texts", texts, sft_row),
         ("chosen", 960, sft_row),
         ("pairs", 960, pair_row),
+        ("all-pairs", 2880, pair_row),
         ("pairs-held-out", 300, pair_row),
     ):
         path = world / f"{name}.jsonl"
