@@ -13,6 +13,7 @@ RECIPE is one of: {recipes}
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +29,28 @@ from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.model import Policy, RewardModel, initialise, initialise_head
 from janus_min.objectives import OBJECTIVES
 from janus_min.optim import adamw
+from janus_min.prepare import check, check_out, prepare
 from janus_min.progress import clock
-from janus_min.recipes import RECIPES, Recipe
+from janus_min.recipes import FIXED, RECIPES, Recipe
 from janus_min.records import Records
 from janus_min.reference import add_reference
-from janus_min.run import Options, Run, check, prepare
+from janus_min.run import Options, Run
 from janus_min.sampling import load_for_generation
 from janus_min.show import show_row
-from janus_min.state import load_state, newest_state, read_state, save_state, states
+from janus_min.state import (
+    load_state,
+    newest_state,
+    read_state,
+    remove_leftovers,
+    save_state,
+    states,
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a recipe: everything is read and checked, then trained step by step, then exported."""
     name, recipe, options = command_line(arguments)
-    train_start(recipe, options)
+    train_start(name, recipe, options)
     run = prepare(name, recipe, options)
     if options.only_look:
         return show_rows(run)
@@ -52,12 +61,13 @@ def main(arguments: list[str] | None = None) -> None:
             rows = run.plan[step]
             counts = run.counts(run.data, rows)
             optimizer.zero_grad(set_to_none=True)
-            shares = []  # of the step's loss and metrics, row by row
+            shares = []  # each row's, of the step's loss and metrics
             for indices in rows:
+                row = run.row(run.data, indices)
                 with precision(run.device):
-                    loss, metrics = objective(model, run.row(run.data, indices), counts, recipe)
+                    loss, row_metrics = objective(model, row, counts, recipe)
                 loss.backward()  # gradients add up to that of the step's mean loss
-                shares.append({"loss": loss.detach()} | metrics)
+                shares.append({"loss": loss.detach()} | row_metrics)
             norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm).item()
             metrics, losses = add_up(shares)
             require_finite(run, step, losses, norm)
@@ -70,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
             metrics["tokens"] = run.tokens(rows)
             metrics |= {"pairs": counts.pairs} if counts.pairs else {"targets": counts.targets}
             if run.held_out and (done % options.eval_every == 0 or done == run.last):
-                metrics |= evaluate(run, model)
+                metrics |= held_out_metrics(run, model)
             records.write({"step": done} | metrics)
             if done % options.save_every == 0 or done == run.last or stop:
                 require_finite_weights(run, model, done)
@@ -96,7 +106,7 @@ def command_line(arguments: list[str] | None) -> tuple[str, Recipe, Options]:
     parser = Parser(__doc__.format(recipes=", ".join(RECIPES)))
     parser.add_argument("name", nargs="?", default="mini-sft", metavar="RECIPE")
     add_fields(parser, Options)
-    add_fields(parser, Recipe)
+    add_fields(parser, Recipe, without=FIXED)
     given = parser.parse_args(arguments)
     if given.name not in RECIPES:
         raise UserError(f"recipe {given.name!r} is unknown; there are {', '.join(RECIPES)}")
@@ -106,10 +116,11 @@ def command_line(arguments: list[str] | None) -> tuple[str, Recipe, Options]:
     return given.name, recipe, options
 
 
-def train_start(recipe: Recipe, options: Options) -> None:
+def train_start(name: str, recipe: Recipe, options: Options) -> None:
     """Trains the miniature that another one starts from, unless it is there."""
     if recipe.start is None or options.model is not None or options.only_look:
         return
+    check_out(options.out or Path("runs") / name, options)  # before minutes of work
     model = miniature.model_of(recipe.start)
     if not model.exists():
         resume = ["--resume"] if (model.parent / "recipe.json").exists() else []
@@ -130,12 +141,15 @@ def begin(run: Run) -> tuple[nn.Module, torch.optim.Optimizer, int, dict]:
     Returns them, the number of steps that are done, and what identifies the run in its states.
     """
     identity = run.identity()
+    remove_leftovers(run.out / "state")
     saved = newest_state(run.out / "state") if run.options.resume else None
     first = 0
     if saved is not None:
         state = read_state(saved)
         require_same_run(saved, state, identity)
         first = state["step"]
+        if first > run.last:
+            raise UserError(f"{saved} is further than --steps {run.last}")
     if run.recipe.objective == "dpo":
         add_reference(run, first, identity["reference"])
     model = starting_model(run, empty=saved is not None)
@@ -154,7 +168,7 @@ def require_same_run(path: object, state: dict, identity: dict) -> None:
         if old.get(field) != new[field]
     ]
     others = [part for part in identity.keys() - {"recipe"} if state.get(part) != identity[part]]
-    changed += [f"the {part} was another" for part in sorted(others)]
+    changed += [f"the {part} differs" for part in sorted(others)]
     if changed:
         raise UserError(f"{path} is of another run: {', '.join(changed)}; choose another --out")
 
@@ -186,7 +200,7 @@ def add_up(shares: list[dict[str, Tensor]]) -> tuple[dict[str, float], list[floa
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: nn.Module) -> dict[str, float]:
+def held_out_metrics(run: Run, model: nn.Module) -> dict[str, float]:
     """Loss and metrics on the held-out examples, through the same code as in training."""
     objective, rows = OBJECTIVES[run.recipe.objective], run.held_out_rows()
     counts = run.counts(run.held_out, rows)
@@ -202,8 +216,8 @@ def require_finite(run: Run, step: int, losses: list[float], norm: float) -> Non
     """Ends the run before an update that would ruin the weights; says which data it was."""
     for number, (loss, indices) in enumerate(zip(losses, run.plan[step]), start=1):
         if not math.isfinite(loss):
-            lines = ", ".join(str(run.data.examples[i].line) for i in indices)
-            where = f"row {number} (data lines {lines})"
+            sources = ", ".join(run.data.examples[i].source for i in indices)
+            where = f"row {number} ({sources})"
             raise UserError(f"loss is {loss} in step {step + 1}, {where}; {what_is_left(run)}")
     if not math.isfinite(norm):
         raise UserError(f"the gradient's norm is {norm} in step {step + 1}; {what_is_left(run)}")

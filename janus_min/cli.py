@@ -30,14 +30,16 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def add_fields(parser: argparse.ArgumentParser, dataclass_type: type) -> None:
+def add_fields(
+    parser: argparse.ArgumentParser, dataclass_type: type, without: tuple[str, ...] = ()
+) -> None:
     """One flag for each field: its type, its default, and the comment behind it as the help.
 
     A flag that is not given leaves no trace in the namespace (`given_fields`).
     """
     hints = typing.get_type_hints(dataclass_type)
     comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", inspect.getsource(dataclass_type), re.M))
-    for field in fields(dataclass_type):
+    for field in (field for field in fields(dataclass_type) if field.name not in without):
         kind = hints[field.name]
         if isinstance(kind, types.UnionType):  # X | None
             kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)

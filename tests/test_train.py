@@ -159,7 +159,7 @@ def test_bf16_rows_of_a_fixed_length_as_on_a_gpu(objective):
     for dtype, pad_to in ((torch.float32, None), (torch.bfloat16, 200)):
         model.zero_grad()
         row = build_row(examples, None, pad_to)
-        row = row._replace(reference=torch.full((len(row.ends),), -40.0))
+        row = row._replace(reference_logps=torch.full((len(row.ends),), -40.0))
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss, metrics = OBJECTIVES[objective](model, row, counts, recipe)
         loss.backward()
@@ -190,21 +190,41 @@ def test_wrong_flags(program):
         ("--warmup-steps", -1, "at least 0"),
         ("--seed", 2**70, "in [0, 2^63)"),
         ("--impl", "flash", "reference or torch"),
-        ("--objective", "ppo", "sft"),
-        ("--miniature", "x", "multifaceted or uniform"),
         ("--row-tokens", 4096, "at most the model's context, 2048"),
         ("--max-tokens", 2048, "at most 1024, --row-tokens"),
         ("--max-examples", 0, "at least 1"),
+        ("--probabilities", 0.9999999, "above 0 and sum to 1"),
         ("--warmup-ratio", 2, "in [0, 1]"),
         ("--keep", 0, "at least 1"),
         ("--beta", 0.1, "left out: sft has none"),
         ("--pairs-per-step", 4, "left out: sft has none"),
-        ("--start", "mini-base", "None; give --model"),
         ("--reference", "x", "left out: only DPO has one"),
     ]:
         assert f", must be {needed}" in program.fails(flag, value)
-    message = program.fails("janus-7b", "--miniature", "uniform")
-    assert "--miniature is uniform, must be None" in message
+    for flag in ("--objective", "--miniature", "--start"):  # they are what a recipe is
+        assert f"unrecognized arguments: {flag} " in program.fails("mini-sft", flag, "x")
+
+
+def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_right(
+    program, tmp_path, monkeypatch
+):
+    """mini-dpo would train mini-sft-small first, for minutes."""
+    (tmp_path / "taken/state").mkdir(parents=True)
+    monkeypatch.setattr(train, "prepare", lambda *arguments: pytest.fail("something is trained"))
+    for more, message in [
+        (("--data", "nothing.jsonl"), "nothing.jsonl not found"),
+        (("--eval-data", "nothing.jsonl"), "nothing.jsonl not found"),
+        (("--resume",), "runs/mini-dpo holds no run to resume"),
+        (("--out", "taken"), "taken already holds a run"),
+    ]:
+        assert message in program.fails("mini-dpo", *more)
+
+
+def test_a_miniature_can_be_looked_at_without_its_start(program, tmp_path):
+    out = program("mini-dpo", "--dry-run")
+    assert "960 examples (dropped: none)" in out and "plan: 120 steps" in out
+    assert "]" in program("mini-rm", "--show-rows", 1)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["miniature"]
 
 
 def test_missing_files(program, start, tmp_path):
@@ -214,10 +234,11 @@ def test_missing_files(program, start, tmp_path):
     flags = ("janus-7b", "--row-tokens", 64, "--model")
     assert "nothing.jsonl not found" in program.fails(*flags, start, "--data", nothing)
     (tmp_path / "empty").mkdir()
-    message = program.fails(*flags, tmp_path / "empty", "--data", nothing)
+    data = write_data(tmp_path / "data.jsonl")
+    message = program.fails(*flags, tmp_path / "empty", "--data", data)
     assert "tokenizer.model not found" in message
     (start / "model.safetensors").unlink()
-    message = program.fails(*flags, start, "--data", write_data(tmp_path / "data.jsonl"))
+    message = program.fails(*flags, start, "--data", data)
     assert "neither model.safetensors nor" in message
 
 
@@ -272,8 +293,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
 ):
     poison_step(monkeypatch, 4, lambda model, loss: loss * poison)
     message = program.fails(*small, "--out", "o")
-    found = re.search(rf"loss is {poison} in step 4, row 1 \(data lines ([\d, ]+)\)", message)
-    plan = re.findall(r"\d+", found[1])
+    found = re.search(rf"loss is {poison} in step 4, row 1 \((.*)\)", message)
+    plan = re.findall(r"data\.jsonl:(\d+)", found[1])
     assert plan and all(1 <= int(line) <= 6 for line in plan)
     assert message.endswith("the last good state is o/state/step-00000002\n")
     assert [path.name for path in states(tmp_path / "o" / "state")] == ["step-00000002"]
