@@ -62,26 +62,27 @@ def reasons(fate: Counter) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in fate.items() if reason != "cut")
 
 
-def _usable_rows(path: Path | str, parse: Parse, fate: Counter) -> Iterator[tuple[int, Texts]]:
-    """Yields (line, texts) of each row, and counts the others."""
+def _usable_rows(path: Path | str, parse: Parse, fate: Counter) -> Iterator[tuple[str, Texts]]:
+    """Yields (file and line, texts) of each row, and counts the others."""
     for line, record in read_jsonl(path):
-        texts = parse(record, f"{path}:{line}")
+        source = f"{path}:{line}"
+        texts = parse(record, source)
         if isinstance(texts, str):
             fate[texts] += 1
         elif not all(response.strip() for response in texts.responses):
             fate["empty response"] += 1
         else:
-            yield line, texts
+            yield source, texts
 
 
-def _encode(tokenizer: Tokenizer, rows: list[tuple[int, Texts]], suffix: str) -> Iterator[Example]:
+def _encode(tokenizer: Tokenizer, rows: list[tuple[str, Texts]], suffix: str) -> Iterator[Example]:
     prompts = encode_prompt_texts(tokenizer, [texts.prompt for _, texts in rows])
     responses = iter(
         encode_responses(tokenizer, [r + suffix for _, texts in rows for r in texts.responses])
     )
-    for (line, texts), prompt in zip(rows, prompts, strict=True):
+    for (source, texts), prompt in zip(rows, prompts, strict=True):
         own = (np.array(ids, np.int32) for ids in islice(responses, len(texts.responses)))
-        yield Example(np.array(prompt, np.int32), tuple(own), line)
+        yield Example(np.array(prompt, np.int32), tuple(own), source)
 
 
 def _cut(example: Example, room: int, keep_eos: bool) -> Example:
@@ -93,4 +94,4 @@ def _cut(example: Example, room: int, keep_eos: bool) -> Example:
             if keep_eos:
                 response[-1] = EOS
         responses.append(response)
-    return Example(example.prompt, tuple(responses), example.line)
+    return Example(example.prompt, tuple(responses), example.source)

@@ -187,7 +187,10 @@ class RewardModel(nn.Module):
             return F.linear(hidden.to(dtype), self.value_head.weight.to(dtype))[:, 0]
 
     def normalise(self, rewards: Tensor) -> Tensor:
-        """Rewards on the scale of the held-out pairs: mean 0 and standard deviation 1 there."""
+        """Rewards on the scale of the held-out pairs: mean 0 and standard deviation 1 there.
+
+        For whoever uses the model; training compares rewards as they come.
+        """
         return (rewards - self.mean) / self.std
 
 
@@ -198,11 +201,16 @@ def initialise(model: nn.Module, seed: int) -> None:
         if name.endswith("norm.weight"):
             nn.init.ones_(parameter)
         else:
-            nn.init.normal_(parameter, std=0.02, generator=generator)
+            _draw(parameter, 0.02, generator)
 
 
 def initialise_head(model: RewardModel, seed: int) -> None:
     """A random value head, normal with std 1 / (D + 1): rewards near 0, as in OpenRLHF."""
     generator = torch.Generator().manual_seed(seed)
-    std = 1 / (model.config.hidden_size + 1)
-    nn.init.normal_(model.value_head.weight, std=std, generator=generator)
+    _draw(model.value_head.weight, 1 / (model.config.hidden_size + 1), generator)
+
+
+@torch.no_grad()
+def _draw(parameter: Tensor, std: float, generator: torch.Generator) -> None:
+    """Fills in normal numbers that are drawn on the CPU: the same ones on every device."""
+    parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))

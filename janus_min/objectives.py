@@ -52,12 +52,12 @@ def dpo(policy: nn.Module, row: Row, counts: Counts, recipe: Recipe) -> Share:
     losses, chosen, rejected = dpo_loss(
         policy_chosen=logps[0::2],
         policy_rejected=logps[1::2],
-        reference_chosen=row.reference[0::2],
-        reference_rejected=row.reference[1::2],
+        reference_chosen=row.reference_logps[0::2],
+        reference_rejected=row.reference_logps[1::2],
         beta=recipe.beta,
     )
     metrics = preference(chosen, rejected, logps.detach())
-    return losses.sum() / counts.pairs, shares(metrics, counts.pairs)
+    return losses.sum() / counts.pairs, step_shares(metrics, counts.pairs)
 
 
 def orpo(policy: nn.Module, row: Row, counts: Counts, recipe: Recipe) -> Share:
@@ -66,13 +66,13 @@ def orpo(policy: nn.Module, row: Row, counts: Counts, recipe: Recipe) -> Share:
     logps = average_logps(token_logps, row.targets, row.response, len(row.ends))
     losses, log_ratio = orpo_loss(policy_chosen=logps[0::2], policy_rejected=logps[1::2])
     # What no rejected response owns: the chosen one and, if it is scored, the prompt.
-    mine = (row.response < 0) | (row.response % 2 == 0)
-    nll = sft_loss(token_logps * mine).sum() / counts.targets
+    in_nll = (row.response < 0) | (row.response % 2 == 0)
+    nll = sft_loss(token_logps * in_nll).sum() / counts.targets
     rewards = recipe.lambda_or * logps.detach()
     metrics = preference(rewards[0::2], rewards[1::2], logps.detach())
     metrics |= {"log_odds_ratio": -losses.detach(), "log_odds_chosen": log_ratio}
     loss = nll + recipe.lambda_or * losses.sum() / counts.pairs
-    return loss, {"nll_loss": nll.detach()} | shares(metrics, counts.pairs)
+    return loss, {"nll_loss": nll.detach()} | step_shares(metrics, counts.pairs)
 
 
 def reward(model: nn.Module, row: Row, counts: Counts, recipe: Recipe) -> Share:
@@ -86,7 +86,7 @@ def reward(model: nn.Module, row: Row, counts: Counts, recipe: Recipe) -> Share:
         "margin": chosen - rejected,
         "mean_reward": (chosen + rejected) / 2,
     }
-    return losses.sum() / counts.pairs, shares(metrics, counts.pairs)
+    return losses.sum() / counts.pairs, step_shares(metrics, counts.pairs)
 
 
 def preference(chosen: Tensor, rejected: Tensor, logps: Tensor) -> dict[str, Tensor]:
@@ -101,8 +101,8 @@ def preference(chosen: Tensor, rejected: Tensor, logps: Tensor) -> dict[str, Ten
     }
 
 
-def shares(metrics: dict[str, Tensor], pairs: int) -> dict[str, Tensor]:
-    """Each metric's sum over the row's pairs, by the number of pairs in the step."""
+def step_shares(metrics: dict[str, Tensor], pairs: int) -> dict[str, Tensor]:
+    """What the row's pairs contribute to the mean of each metric over all pairs of the step."""
     return {name: values.sum() / pairs for name, values in metrics.items()}
 
 

@@ -27,11 +27,11 @@ class Example:
 
     prompt: np.ndarray  # (P,) int32, BOS first
     responses: tuple[np.ndarray, ...]  # each (R,) int32, EOS last; the chosen before the rejected
-    line: int  # where it stands in its file, from 1
+    source: str  # the file and line it was read from
 
 
 class Row(NamedTuple):
-    """N tokens that hold S responses. All integers but `reference`."""
+    """N tokens that hold S responses. All integers but the last."""
 
     inputs: Tensor  # (N,) token ids
     targets: Tensor  # (N,) next token of the same document; −1 where none is scored
@@ -41,7 +41,7 @@ class Row(NamedTuple):
     # prompt. Of pair j, 2j is the chosen and 2j + 1 the rejected response.
     response: Tensor
     ends: Tensor  # (S,) position of each response's last token, its EOS
-    reference: Tensor | None = None  # (S,) log π_ref(y|x) in nats, where a loss needs it
+    reference_logps: Tensor | None = None  # (S,) log π_ref(y|x) in nats, where a loss needs it
 
     def to(self, device: str | torch.device) -> "Row":
         """The same row on another device."""

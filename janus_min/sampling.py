@@ -192,7 +192,7 @@ def _generate_batch(
 def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
     """Computes all prompts as one packed row into an empty cache. Returns logits (B, V)."""
     nothing = np.empty(0, np.int32)
-    examples = [Example(np.array(ids, np.int32), (nothing,), 0) for ids in prompts]
+    examples = [Example(np.array(ids, np.int32), (nothing,), "") for ids in prompts]
     row = build_row(examples, cache.window)
     row = row.to(cache.lengths.device)
     cache.prompts = [len(ids) for ids in prompts]

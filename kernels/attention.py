@@ -115,13 +115,17 @@ def _masked(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
             query = torch.arange(start, stop, device=q.device)[:, None]
             mixed = F.scaled_dot_product_attention(
                 q_p,
-                k.index_select(2, keys),
-                v.index_select(2, keys),
+                *(_same_heads(q, x.index_select(2, keys)) for x in (k, v)),
                 attn_mask=(keys <= query) & (query < ends),
                 enable_gqa=True,
             )
         pieces.append(mixed)
     return torch.cat(pieces, dim=2)
+
+
+def _same_heads(q: Tensor, x: Tensor) -> Tensor:
+    """Keys or values with as many heads as q, on a GPU: with fewer no fused one takes a mask."""
+    return x.repeat_interleave(q.shape[1] // x.shape[1], 1) if q.is_cuda else x
 
 
 def _query_pieces(q: Tensor, key_end: Tensor) -> tuple[tuple[Tensor, ...], list[tuple[int, int]]]:

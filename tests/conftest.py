@@ -93,7 +93,7 @@ def random_examples(
         prompt[0] = 1
         for response in own:
             response[-1] = 2
-        examples.append(Example(prompt, tuple(own), line))
+        examples.append(Example(prompt, tuple(own), f"data.jsonl:{line}"))
     return examples
 
 

@@ -30,7 +30,7 @@ def test_examples_are_prompt_and_response(load, mistral_tokenizer):
         [response] = example.responses
         assert mistral_tokenizer.decode(response[:-1]) == "Water."
         assert response[-1] == 2 and response.tolist().count(2) == 1
-    assert not fate and [example.line for example in examples] == [1, 3]
+    assert not fate and [example.source[-2:] for example in examples] == [":1", ":3"]
 
 
 def test_pairs_have_one_prompt_and_the_responses_of_sft(load):

@@ -90,6 +90,18 @@ def test_documents_cut_the_row_where_nothing_is_shared():
     assert documents(LAYOUTS["pairs and documents"]) == mixed
 
 
+def test_the_rejected_branch_skips_the_chosen_one():
+    """Its keys are not even computed with: NaN in them would spoil a masked product, too."""
+    prompt, chosen, rejected = 5, 7, 6
+    N = prompt + chosen + rejected
+    key_end = torch.tensor([N] * prompt + [prompt + chosen] * chosen + [N] * rejected)
+    q, k, v = (torch.randn(N, heads, 8) for heads in (4, 2, 2))
+    clean = attention(q, k, v, key_end, "torch")
+    k[prompt : prompt + chosen] = v[prompt : prompt + chosen] = float("nan")
+    spoilt = attention(q, k, v, key_end, "torch")
+    torch.testing.assert_close(spoilt[-rejected:], clean[-rejected:])
+
+
 def test_attention_refuses_what_it_does_not_know():
     q, k, v = random_qkv(5)
     with pytest.raises(ValueError, match="impl is 'flash', must be one of"):

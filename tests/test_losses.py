@@ -196,14 +196,19 @@ def test_the_gradient_of_trls_log_odds_is_nan_near_certainty_and_ours_is_not():
         assert theirs.grad.isnan().all() and ours.grad.isfinite().all()
 
 
-def test_losses_of_bf16_models_are_fp32():
-    """O06: token_logps are fp32 for any model, and every loss keeps that."""
-    x = torch.tensor([-1.234567, -2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_losses_keep_the_precision_of_token_logps(dtype):
+    """O06: that is fp32 for any model (`test_bf16_rows_of_a_fixed_length_as_on_a_gpu`)."""
+    x = torch.tensor([-1.234567, -2.0], dtype=dtype)
+    four = dict.fromkeys(
+        ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"), x
+    )
     assert {
         sft_loss(x).dtype,
+        dpo_loss(**four, beta=0.1)[0].dtype,
         orpo_loss(policy_chosen=x, policy_rejected=x)[0].dtype,
         reward_loss(chosen=x, rejected=x).dtype,
-    } == {torch.float32}
+    } == {dtype}
 
 
 # Beside TRL, on random tensors

@@ -56,7 +56,7 @@ def step(model, examples, recipe, rows, window=None, share_prompt=True, pad_to=N
             share_prompt=share_prompt,
             score_prompt=bool(recipe.nll_on_prompt),
         )
-        row = row._replace(reference=reference[indices].flatten().to(dtype))
+        row = row._replace(reference_logps=reference[indices].flatten().to(dtype))
         loss, metrics = OBJECTIVES[recipe.objective](model, row, counts, recipe)
         loss.backward()
         for key, value in ({"loss": loss.detach()} | metrics).items():
@@ -144,7 +144,7 @@ def test_every_objective_has_a_recipe_and_every_name_an_objective():
 def test_dpo_reads_sums_orpo_means_and_the_reward_the_last_token():
     """The same rows, by hand."""
     policy, pairs, recipe = setting("dpo", torch.float64, count=3)
-    row = build_row(pairs, None)._replace(reference=torch.zeros(6, dtype=torch.float64))
+    row = build_row(pairs, None)._replace(reference_logps=torch.zeros(6, dtype=torch.float64))
     counts = Counts.of(pairs)
     sums = sequence_logps(policy(row), row.response, 6)
     loss, metrics = OBJECTIVES["dpo"](policy, row, counts, recipe)
@@ -204,7 +204,7 @@ def test_dpo_starts_at_ln_2_when_the_reference_is_the_policy():
     with torch.no_grad():
         reference = sequence_logps(policy(row), row.response, len(row.ends))
     loss, metrics = OBJECTIVES["dpo"](
-        policy, row._replace(reference=reference), Counts.of(pairs), recipe
+        policy, row._replace(reference_logps=reference), Counts.of(pairs), recipe
     )
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
     assert metrics["rewards/margins"] == 0
@@ -247,7 +247,7 @@ def test_dpo_equals_trl_on_a_batch(both):
     with torch.no_grad():
         logps = reference(batch["input_ids"], batch["attention_mask"], labels=labels,
                           fused_lm_head=True).log_probs.sum(1)  # fmt: skip
-    row = row._replace(reference=logps.view(2, -1).T.flatten())
+    row = row._replace(reference_logps=logps.view(2, -1).T.flatten())
     loss, metrics = OBJECTIVES["dpo"](ours, row, Counts.of(pairs), recipe)
     loss.backward()
     torch.testing.assert_close(loss, their_loss, rtol=1e-5, atol=1e-5)

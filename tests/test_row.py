@@ -14,7 +14,7 @@ from tests.test_formats import GOOD, PAIR, write
 
 def example(*parts):
     prompt, *responses = (np.array(part, np.int32) for part in parts)
-    return Example(prompt, tuple(responses), 1)
+    return Example(prompt, tuple(responses), "")
 
 
 def test_row_by_hand():
@@ -26,7 +26,7 @@ def test_row_by_hand():
     assert row.key_end.tolist() == [5, 5, 5, 5, 5, 8, 8, 8]
     assert row.response.tolist() == [-1, 0, 0, 0, 0, 1, 1, 1]
     assert row.ends.tolist() == [4, 7]
-    assert row.reference is None
+    assert row.reference_logps is None
     assert build_row([first, second], window=2).key_end.tolist() == [2, 3, 4, 5, 5, 7, 8, 8]
 
 
@@ -127,9 +127,9 @@ def test_changing_one_branch_leaves_the_other_bitwise_equal():
 
 
 def test_a_row_moves_as_a_whole():
-    row = build_row(random_examples(2), None)._replace(reference=torch.zeros(2)).to("meta")
+    row = build_row(random_examples(2), None)._replace(reference_logps=torch.zeros(2)).to("meta")
     assert all(vector.device.type == "meta" for vector in row)
-    assert build_row(random_examples(2), None).to("meta").reference is None
+    assert build_row(random_examples(2), None).to("meta").reference_logps is None
 
 
 def test_padding_is_a_last_document_without_targets():

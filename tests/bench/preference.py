@@ -56,7 +56,7 @@ def make_pairs(count: int, seed: int = 0) -> list[Example]:
         prompt[0] = 1
         for response in responses:
             response[-1] = 2
-        pairs.append(Example(prompt, tuple(responses), line))
+        pairs.append(Example(prompt, tuple(responses), str(line)))
     return pairs
 
 
@@ -83,7 +83,7 @@ def our_rows(
             score_prompt=bool(recipe.nll_on_prompt),
         )
         if reference is not None:
-            row = row._replace(reference=reference[indices].flatten())
+            row = row._replace(reference_logps=reference[indices].flatten())
         rows.append(row)
     return rows
 

@@ -59,7 +59,7 @@ def make_examples(setting: Setting) -> list[Example]:
     for line, length in enumerate(lengths.tolist(), start=1):
         ids = random.integers(3, setting.vocab_size, length).astype(np.int32)
         ids[0], ids[-1] = 1, 2
-        examples.append(Example(ids[: length // 2], ids[length // 2 :], line))
+        examples.append(Example(ids[: length // 2], (ids[length // 2 :],), str(line)))
     return examples
 
 
