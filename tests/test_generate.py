@@ -10,7 +10,7 @@ import torch
 
 import generate
 from janus_min import checkpoint
-from tests.conftest import tiny_policy
+from tests.conftest import tiny_policy, tiny_reward_model
 from tests.programs import Program
 
 
@@ -71,6 +71,9 @@ def test_no_arguments_take_the_newest_miniature_model(program, model, tmp_path):
         shutil.copytree(model, copy)
         time = (model / "config.json").stat().st_mtime - age
         os.utime(copy / "config.json", (time, time))
+    checkpoint.save_model(
+        tiny_reward_model(), tmp_path / "runs/mini-rm-newest/model", model
+    )  # says nothing
     out = program("--max-tokens", 5)
     assert out.startswith("model: runs/mini-dpo/model\n") and out.count("system: ") == 3
 
