@@ -4,12 +4,20 @@ import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from janus_min import model as model_module
 from janus_min.checkpoint import load_model
 from janus_min.config import ModelConfig
 from janus_min.errors import UserError
-from janus_min.model import Policy, RMSNorm, initialise, rotary_table
+from janus_min.model import (
+    Policy,
+    RewardModel,
+    RMSNorm,
+    initialise,
+    initialise_head,
+    rotary_table,
+)
 from janus_min.row import build_row, laid_tokens
 from tests.conftest import random_examples, tiny_config, tiny_policy
 from tests.peers import transformers
@@ -205,6 +213,27 @@ def test_initialisation_depends_on_the_seed_alone():
     assert not torch.equal(first.lm_head.weight, third.lm_head.weight)
     assert (third.model.norm.weight == 1).all()
     assert third.lm_head.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+class DrawsOnCPU(TorchDispatchMode):
+    """Counts what is drawn at random, and insists that it is drawn on the CPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "normal" in str(func):
+            assert args[0].device.type == "cpu"
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_random_weights_are_drawn_on_the_cpu_for_every_device():
+    """A generator of the CPU fills no tensor of a GPU; "meta" stands for one."""
+    model = RewardModel(tiny_config(), "torch").to("meta")
+    with DrawsOnCPU() as draws:
+        initialise(model, seed=0)
+        initialise_head(model, seed=0)
+    assert draws.count == 1 + 2 * 7 + 1 + 1  # embedding, two blocks, value head, and that again
 
 
 # config.json
