@@ -40,7 +40,7 @@ PAIRS, MEDIAN, LONGEST = 6, 128, 512  # of a step; tokens of a response
 STEP_PAIRS = 16  # of the steps that compare us with ourselves: the paper's
 ROW_TOKENS = 2048
 RATE, MAX_NORM, BETA = 1e-5, 1.0, 0.1
-ROUNDS = 5
+ROUNDS, SHARING_ROUNDS = 5, 11  # the smaller ratio takes more of them
 TOLERANCE = 1e-4  # in nats, between the losses of the two sides
 VOCABULARY = 4096
 
@@ -157,6 +157,7 @@ def compare(
         objective,
         theirs,
         pairs,
+        directory / "trainer",
         beta=BETA,
         rate=RATE,
         max_norm=MAX_NORM,
@@ -195,7 +196,7 @@ def compare_sharing(objective: str, directory: Path, target: float | None) -> No
         sides[name] = our_step(model, pairs, recipe, reference, share_prompt)
     print(f"\n{objective}, the prompt laid twice and once")
     agree(sides)
-    report(alternate(sides, ROUNDS), len(pairs), target, unit="pairs")
+    report(alternate(sides, SHARING_ROUNDS), len(pairs), target, unit="pairs")
 
 
 def main() -> None:

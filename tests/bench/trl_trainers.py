@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -48,6 +49,7 @@ def trainer_step(
     objective: str,
     model: nn.Module,
     pairs: list[Example],
+    directory: Path,
     *,
     beta: float,
     rate: float,
@@ -55,10 +57,13 @@ def trainer_step(
     checkpointing: bool,
     precompute: bool = False,
 ) -> Callable[[], float]:
-    """One step of the trainer on a batch of all pairs. Returns the loss before it."""
+    """One step of the trainer on a batch of all pairs. Returns the loss before it.
+
+    The trainer makes `directory`, and leaves it empty.
+    """
     warnings.simplefilter("ignore")
     common = dict(
-        output_dir="unused",
+        output_dir=str(directory),
         per_device_train_batch_size=len(pairs),
         gradient_checkpointing=checkpointing,
         max_length=None,
