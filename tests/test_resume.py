@@ -94,14 +94,34 @@ def test_a_run_that_is_killed_between_any_two_file_operations_is_resumed(
     assert done and point > 60
 
 
+def test_a_resumed_run_that_is_killed_while_it_opens_its_records_is_resumed(
+    arguments, program, tmp_path
+):
+    """Then there are earlier steps' metrics to lose."""
+    flags = [*map(str, arguments("sft")), "--save-every", "2"]
+    program(*flags, "--out", "straight")
+    program(*flags, "--out", "half", "--steps", 2)
+    out = tmp_path / "broken"
+    resumed = [*flags, "--out", "broken", "--resume"]
+    for point in range(1, 12):
+        shutil.copytree(tmp_path / "half", out)
+        assert not survives(lambda: train.main(resumed), out, point)
+        program(*resumed)
+        assert_same_run(tmp_path / "straight", out)
+        shutil.rmtree(out)
+
+
 def test_a_half_written_state_is_skipped(arguments, program, tmp_path):
     flags = (*arguments("sft"), "--save-every", 1)
     program(*flags, "--out", "straight")
     program(*flags, "--out", "broken", "--steps", 4)
     newest = tmp_path / "broken" / "state" / "step-00000004" / "model.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
+    killed = tmp_path / "broken/state/step-00000005.tmp"
+    shutil.copytree(newest.parent, killed)
     out = program(*flags, "--out", "broken", "--resume")
     assert re.search(r"state skipped: .*step-00000004/model.safetensors is damaged", out)
+    assert not killed.exists()
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
 
 
