@@ -1,6 +1,7 @@
 """The structure that a reader relies on: one-way imports, small files, a README that is true."""
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -273,3 +274,16 @@ def test_peers_work_although_the_package_kernels_is_installed(tmp_path):
     command = [sys.executable, "-m", "pytest", "tests/test_model.py", "-k", "rms_norm or theta"]
     done = subprocess.run(command, **settings)
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout
+
+
+def test_what_benchmarks_and_tests_import_from_here_exists():
+    """Benchmarks are not run by the tests; this much of them is."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not node.module:
+                continue
+            if node.module.split(".")[0] in ("janus_min", "kernels"):
+                module = importlib.import_module(node.module)
+                for name in (f"{node.module}.{alias.name}" for alias in node.names):
+                    is_module = name.removeprefix("janus_min.") in files()
+                    assert is_module or hasattr(module, name.split(".")[-1]), f"{path}: {name}"

@@ -22,9 +22,11 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from janus_min.data import Example, build_row, make_plan
 from janus_min.objectives import Counts, sft
 from janus_min.optim import adamw
+from janus_min.plan import make_plan
+from janus_min.recipes import JANUS
+from janus_min.row import Example, build_row, laid_tokens
 from tests.bench.common import alternate, machine, report, same_model_twice
 
 DOCUMENTS, LONGEST = 8, 512  # a step's documents, and the tokens of the longest
@@ -67,7 +69,7 @@ def padded_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, examples: list[Example]
 ) -> float:
     """One step of Hugging Face's model. Returns the loss before it."""
-    ids = [torch.from_numpy(np.concatenate([e.prompt, e.response])).long() for e in examples]
+    ids = [torch.from_numpy(np.concatenate([e.prompt, *e.responses])).long() for e in examples]
     labels = [document.clone() for document in ids]
     for document, example in zip(labels, examples):
         document[: len(example.prompt)] = -100
@@ -88,14 +90,15 @@ def packed_step(
 ) -> float:
     """One step of ours. Returns the loss before it."""
     counts = Counts.of(examples)
-    lengths = [len(example) for example in examples]
+    lengths = [laid_tokens(example) for example in examples]
     [rows] = make_plan(
         lengths, row_tokens=ROW_TOKENS, rows_per_step=len(examples), epochs=1, seed=0
     )
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for indices in rows:
-        loss = sft(policy, build_row([examples[i] for i in indices], window=None), counts)
+        row = build_row([examples[i] for i in indices], window=None)
+        loss, _ = sft(policy, row, counts, JANUS)
         loss.backward()
         total += loss.item()
     optimizer.step()
@@ -105,7 +108,7 @@ def packed_step(
 def compare(setting: Setting, directory: Path) -> None:
     """Checks that both sides compute the same, then times them."""
     examples = make_examples(setting)
-    tokens = sum(len(example) for example in examples)
+    tokens = sum(map(laid_tokens, examples))
     targets = Counts.of(examples).targets
     theirs, ours = same_model_twice(directory, setting.vocab_size)
     theirs.train()
