@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from janus_min.checkpoint import save_model
 from janus_min.config import ModelConfig
 from janus_min.model import Policy, RewardModel, initialise
 from janus_min.recipes import Recipe
 from janus_min.row import Example
 from janus_min.tokenizer import Tokenizer
+from tests.programs import Program
 from tests.runs import write_data
 
 torch.set_num_threads(1)  # on tensors this small a second thread only waits
@@ -113,6 +115,21 @@ OWN_FIELDS = {  # what the recipes of each objective must say
 def tiny_recipe(objective: str, **changes) -> Recipe:
     """A recipe of this objective."""
     return Recipe(objective=objective, **(OWN_FIELDS[objective] | changes))
+
+
+def save_tiny(path: Path, tokenizer: Path, scale: float = 1.0) -> Path:
+    """A random Mistral with the tokenizer of the miniature; `scale` makes it another one."""
+    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
+    policy.lm_head.weight.data.mul_(scale)
+    save_model(policy, path, tokenizer, torch.float32)
+    return path
+
+
+@pytest.fixture
+def program(monkeypatch, capsys, tmp_path) -> Program:
+    """train.py in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return Program(train.main, monkeypatch, capsys)
 
 
 @pytest.fixture

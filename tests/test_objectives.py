@@ -222,7 +222,13 @@ def both(request, tmp_path):
     return theirs, load_model(Policy, tmp_path, impl="torch")
 
 
-def assert_same_gradients(ours: nn.Module, theirs: nn.Module):
+def assert_same_as_trl(share, ours: nn.Module, their_loss, theirs: nn.Module, logged: dict):
+    """Loss to 1e-5, every parameter's gradient and every metric to 1e-4. Theirs has its own."""
+    loss, metrics = share
+    loss.backward()
+    torch.testing.assert_close(loss, their_loss, rtol=1e-5, atol=1e-5)
+    for name, value in metrics.items():
+        assert value.item() == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
     wanted = {n.replace("score.", "value_head."): p for n, p in theirs.named_parameters()}
     for name, parameter in ours.named_parameters():
         gradient = wanted[name].grad
@@ -248,12 +254,8 @@ def test_dpo_equals_trl_on_a_batch(both):
         logps = reference(batch["input_ids"], batch["attention_mask"], labels=labels,
                           fused_lm_head=True).log_probs.sum(1)  # fmt: skip
     row = row._replace(reference_logps=logps.view(2, -1).T.flatten())
-    loss, metrics = OBJECTIVES["dpo"](ours, row, Counts.of(pairs), recipe)
-    loss.backward()
-    torch.testing.assert_close(loss, their_loss, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(ours, theirs)
-    for name, value in metrics.items():
-        assert value.item() == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
+    share = OBJECTIVES["dpo"](ours, row, Counts.of(pairs), recipe)
+    assert_same_as_trl(share, ours, their_loss, theirs, logged)
 
 
 def test_orpo_equals_trl_on_a_batch_with_the_prompt_scored(both):
@@ -262,12 +264,8 @@ def test_orpo_equals_trl_on_a_batch_with_the_prompt_scored(both):
     their_loss, logged = trl_losses.orpo(theirs, trl_losses.orpo_batch(pairs), recipe.lambda_or)
     their_loss.backward()
     row = build_row(pairs, ours.config.sliding_window, score_prompt=True)
-    loss, metrics = OBJECTIVES["orpo"](ours, row, Counts.of(pairs, True), recipe)
-    loss.backward()
-    torch.testing.assert_close(loss, their_loss, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(ours, theirs)
-    for name, value in metrics.items():
-        assert value.item() == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
+    share = OBJECTIVES["orpo"](ours, row, Counts.of(pairs, True), recipe)
+    assert_same_as_trl(share, ours, their_loss, theirs, logged)
 
     response_only, _ = OBJECTIVES["orpo"](
         ours, build_row(pairs, ours.config.sliding_window), Counts.of(pairs), tiny_recipe("orpo")
@@ -308,9 +306,5 @@ def test_the_reward_equals_trl_on_a_batch(both, tmp_path):
     their_loss, logged = trl_losses.reward(theirs, batch)
     their_loss.backward()
     row = build_row(pairs, ours.config.sliding_window)
-    loss, metrics = OBJECTIVES["reward"](ours, row, Counts.of(pairs), recipe)
-    loss.backward()
-    torch.testing.assert_close(loss, their_loss, rtol=1e-5, atol=1e-5)
-    assert_same_gradients(ours, theirs)
-    for name, value in metrics.items():
-        assert value.item() == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
+    share = OBJECTIVES["reward"](ours, row, Counts.of(pairs), recipe)
+    assert_same_as_trl(share, ours, their_loss, theirs, logged)

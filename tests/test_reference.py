@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 import train
 from janus_min import chat, reference
@@ -15,22 +14,8 @@ from janus_min.losses import sequence_logps
 from janus_min.miniature import collection, train_tokenizer
 from janus_min.model import Policy
 from janus_min.row import build_row
-from tests.conftest import tiny_policy
-from tests.programs import Program
+from tests.conftest import save_tiny, tiny_policy
 from tests.runs import assert_same_run, metrics, write_pairs
-
-
-@pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Program(train.main, monkeypatch, capsys)
-
-
-def save_tiny(path, world, scale=1.0):
-    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
-    policy.lm_head.weight.data.mul_(scale)
-    save_model(policy, path, world, torch.float32)
-    return path
 
 
 @pytest.fixture

@@ -10,25 +10,17 @@ import time
 import pytest
 
 import train
-from janus_min import checkpoint
 from janus_min.state import states
-from tests.conftest import tiny_policy
+from tests.conftest import save_tiny
 from tests.kill import survives
-from tests.programs import ROOT, Program, environment
+from tests.programs import ROOT, environment
 from tests.runs import assert_same_run, metrics, write_data, write_pairs
-
-
-@pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Program(train.main, monkeypatch, capsys)
 
 
 @pytest.fixture
 def arguments(tmp_path, world):
     """The arguments of a short run of each objective, with held-out data."""
-    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
-    checkpoint.save_model(policy, tmp_path / "start", world)
+    save_tiny(tmp_path / "start", world)
 
     def arguments(objective):
         recipe = {"sft": "janus-7b", "dpo": "janus-dpo-7b", "orpo": "janus-orpo-7b",
@@ -207,9 +199,7 @@ def test_other_data_of_the_same_lengths_is_not_resumed(program, small, tmp_path)
 def test_another_start_is_not_resumed(arguments, program, tmp_path):
     flags = arguments("sft")
     program(*flags, "--steps", 2, "--save-every", 1)
-    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
-    policy.lm_head.weight.data.mul_(2)
-    checkpoint.save_model(policy, tmp_path / "start", tmp_path / "start")
+    save_tiny(tmp_path / "start", tmp_path / "start", scale=2)
     message = program.fails(*flags, "--resume")
     assert "is of another run: the start model differs; choose another --out" in message
 
@@ -232,10 +222,7 @@ def test_a_run_that_died_while_its_reference_was_computed_is_resumed(arguments, 
 def test_another_reference_is_not_resumed(arguments, program, tmp_path):
     flags = arguments("dpo")
     program(*flags, "--steps", 2, "--save-every", 1)
-    other = shutil.copytree(tmp_path / "start", tmp_path / "other")
-    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
-    policy.lm_head.weight.data.mul_(2)
-    checkpoint.save_model(policy, other, tmp_path / "start")
+    other = save_tiny(tmp_path / "other", tmp_path / "start", scale=2)
     more = ("--resume", "--reference", other, "--reference-logps", tmp_path / "logps")
     message = program.fails(*flags, "--steps", 3, *more)
     assert "is of another run: the reference differs; choose another --out" in message

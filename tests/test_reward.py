@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-import train
 from janus_min.checkpoint import load_model, open_model, save_model
 from janus_min.data import load_examples
 from janus_min.errors import UserError
@@ -19,16 +18,8 @@ from janus_min.row import build_row
 from janus_min.tokenizer import Tokenizer
 from tests.conftest import random_pairs, tiny_config, tiny_policy, tiny_reward_model
 from tests.peers import transformers
-from tests.programs import Program
 from tests.runs import metrics, write_pairs, write_rows
 from tests.test_formats import HH
-
-
-@pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Program(train.main, monkeypatch, capsys)
-
 
 # The model
 

@@ -17,14 +17,7 @@ from janus_min.row import build_row
 from janus_min.state import states
 from tests.conftest import random_examples, tiny_policy, tiny_recipe, tiny_reward_model
 from tests.peers import transformers
-from tests.programs import Program
 from tests.runs import metrics, write_data
-
-
-@pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Program(train.main, monkeypatch, capsys)
 
 
 def test_recipes_are_the_papers():

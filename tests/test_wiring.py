@@ -12,8 +12,7 @@ from janus_min import run as run_module
 from janus_min.objectives import OBJECTIVES, Counts
 from janus_min.row import build_row
 from janus_min.tokenizer import EOS
-from tests.conftest import tiny_policy
-from tests.programs import Program
+from tests.conftest import save_tiny, tiny_policy
 from tests.runs import metrics, write_data, write_pairs
 
 RECIPES = {
@@ -25,16 +24,9 @@ RECIPES = {
 
 
 @pytest.fixture
-def program(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    return Program(train.main, monkeypatch, capsys)
-
-
-@pytest.fixture
 def arguments(tmp_path, world):
     """The arguments of a run of one step over all data, at a rate of 0."""
-    policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
-    checkpoint.save_model(policy, tmp_path / "start", world, torch.float32)
+    save_tiny(tmp_path / "start", world)
 
     def arguments(objective):
         write = write_data if objective == "sft" else write_pairs
