@@ -43,7 +43,6 @@ from janus_min.state import (
     read_state,
     remove_leftovers,
     save_state,
-    states,
 )
 
 
@@ -232,8 +231,8 @@ def require_finite_weights(run: Run, model: nn.Module, done: int) -> None:
 
 def what_is_left(run: Run) -> str:
     """The end of a message: what the user can go on from."""
-    saved = states(run.out / "state")
-    return f"the last good state is {saved[-1]}" if saved else "no state had been saved yet"
+    saved = newest_state(run.out / "state")
+    return f"the last good state is {saved}" if saved else "no state had been saved yet"
 
 
 # After the last step

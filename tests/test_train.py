@@ -294,6 +294,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
     assert [line["step"] for line in metrics(tmp_path / "o")] == [1, 2, 3]
 
 
+def test_a_damaged_state_is_not_called_the_last_good_one(program, small, tmp_path, monkeypatch):
+    def damage(model, loss):
+        (tmp_path / "o/state/step-00000004/model.safetensors").write_bytes(b"")
+        return loss * float("nan")
+
+    poison_step(monkeypatch, 6, damage)
+    message = program.fails(*small, "--out", "o")
+    assert message.endswith("the last good state is o/state/step-00000002\n")
+
+
 def test_ruined_weights_do_not_replace_the_last_state(program, small, tmp_path, monkeypatch):
     def ruin(model, loss):
         loss.backward(retain_graph=True)  # an honest gradient, and then a weight that is none
