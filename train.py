@@ -11,6 +11,7 @@ RECIPE is one of: {recipes}
 """
 
 import math
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,38 +20,35 @@ import torch
 from torch import Tensor, nn
 
 from janus_min import cli, miniature
-from janus_min.checkpoint import load_model, save_model
+from janus_min.checkpoint import save_model
 from janus_min.cli import Parser, add_fields, given_fields
-from janus_min.device import compute_dtype, precision
-from janus_min.directories import tensor_files
+from janus_min.device import compute_dtype
 from janus_min.errors import UserError
 from janus_min.grading import score_model
 from janus_min.interrupt import Interruptible, StoppedError
-from janus_min.model import Policy, RewardModel, initialise, initialise_head
+from janus_min.model import RewardModel
 from janus_min.objectives import OBJECTIVES
-from janus_min.optim import adamw
+from janus_min.parallel import Ranks, join, local, reshard, run_rank, whole
 from janus_min.prepare import check, check_out, prepare
 from janus_min.progress import clock
 from janus_min.recipes import FIXED, RECIPES, Recipe
 from janus_min.records import Records
-from janus_min.reference import add_reference
+from janus_min.resume import begin, save
 from janus_min.run import Options, Run
 from janus_min.sampling import load_for_generation
 from janus_min.show import show_row
 from janus_min.state import (
-    load_state,
     newest_state,
-    read_state,
-    remove_leftovers,
-    save_state,
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a recipe: everything is read and checked, then trained step by step, then exported."""
     name, recipe, options = command_line(arguments)
-    train_start(name, recipe, options)
-    run = prepare(name, recipe, options)
+    ranks = join(options.device, options.replicas)
+    train_start(name, recipe, options, ranks)
+    with ranks.together():
+        run = prepare(name, recipe, options, ranks)
     if options.only_look:
         return show_rows(run)
     model, optimizer, first, identity = begin(run)
@@ -61,20 +59,20 @@ def main(arguments: list[str] | None = None) -> None:
             counts = run.counts(run.data, rows)
             optimizer.zero_grad(set_to_none=True)
             shares = []  # each row's, of the step's loss and metrics
-            for indices in rows:
-                row = run.row(run.data, indices)
-                with precision(run.device):
-                    loss, row_metrics = objective(model, row, counts, recipe)
-                loss.backward()  # gradients add up to that of the step's mean loss
-                shares.append({"loss": loss.detach()} | row_metrics)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm).item()
-            metrics, losses = add_up(shares)
+            for number, row in run.own(run.data, rows):
+                loss, row_metrics = objective(model, row, counts, recipe)
+                # Gradients add up over rows and ranks to that of the step's mean loss: FSDP takes
+                # their mean over the ranks, which times their number is the sum.
+                (loss * ranks.size).backward()
+                shares.append((number, {"loss": loss.detach()} | row_metrics))
+            norm = whole(nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)).item()
+            metrics, losses, stop = add_up(ranks, shares, len(rows), interrupt.received)
             require_finite(run, step, losses, norm)
             for group in optimizer.param_groups:
                 group["lr"] = run.learning_rate(step)
             optimizer.step()
 
-            done, stop = step + 1, interrupt.received
+            done = step + 1
             metrics |= {"lr": run.learning_rate(step), "grad_norm": norm}
             metrics["tokens"] = run.tokens(rows)
             metrics |= {"pairs": counts.pairs} if counts.pairs else {"targets": counts.targets}
@@ -84,14 +82,14 @@ def main(arguments: list[str] | None = None) -> None:
             if done % options.save_every == 0 or done == run.last or stop:
                 require_finite_weights(run, model, done)
                 records.sync()
-                save_state(model, optimizer, done, run.out / "state", identity, options.keep)
+                save(run, model, optimizer, done, identity)
             if stop:
                 text = f"interrupted after step {done}, which is saved; --resume goes on from there"
                 raise StoppedError(text, stop)
     export(run, model)
     spent = clock(time.monotonic() - started)
     print(f"trained {max(0, run.last - first)} steps in {spent}; the model is in {run.out}/model")
-    if recipe.miniature and recipe.objective != "reward":
+    if recipe.miniature and recipe.objective != "reward" and ranks.first:
         policy, tokenizer = load_for_generation(run.out / "model")
         for score in score_model(policy, tokenizer, recipe.miniature == "uniform"):
             print(score)
@@ -115,15 +113,19 @@ def command_line(arguments: list[str] | None) -> tuple[str, Recipe, Options]:
     return given.name, recipe, options
 
 
-def train_start(name: str, recipe: Recipe, options: Options) -> None:
-    """Trains the miniature that another one starts from, unless it is there."""
+def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> None:
+    """Writes the miniature's files, and trains the one that another one starts from, unless it is
+    there."""
+    with ranks.together():
+        if recipe.miniature and ranks.first:
+            miniature.write_world(miniature.FILES)
     if recipe.start is None or options.model is not None or options.only_look:
         return
     check_out(options.out or Path("runs") / name, options)  # before minutes of work
     model = miniature.model_of(recipe.start)
-    if not model.exists():
-        resume = ["--resume"] if (model.parent / "recipe.json").exists() else []
-        main([recipe.start, *resume])
+    there, begun = ranks.tell((model.exists(), (model.parent / "recipe.json").exists()))
+    if not there:
+        main([recipe.start, *(["--resume"] if begun else [])])
 
 
 def show_rows(run: Run) -> None:
@@ -134,68 +136,31 @@ def show_rows(run: Run) -> None:
         print(show_row(row, run.tokenizer, objective=run.recipe.objective))
 
 
-def begin(run: Run) -> tuple[nn.Module, torch.optim.Optimizer, int, dict]:
-    """Model and optimizer as they are after the last saved step, or before the first one.
-
-    Returns them, the number of steps that are done, and what identifies the run in its states.
-    """
-    identity = run.identity()
-    remove_leftovers(run.out / "state")
-    saved = newest_state(run.out / "state") if run.options.resume else None
-    first = 0
-    if saved is not None:
-        state = read_state(saved)
-        require_same_run(saved, state, identity)
-        first = state["step"]
-        if first > run.last:
-            raise UserError(f"{saved} is further than --steps {run.last}")
-    if run.recipe.objective == "dpo":
-        add_reference(run, first, identity["reference"])
-    model = starting_model(run, empty=saved is not None)
-    optimizer = adamw(model, weight_decay=run.recipe.weight_decay, beta2=run.recipe.beta2)
-    if saved is not None:
-        load_state(model, optimizer, saved)
-    return model, optimizer, first, identity
-
-
-def require_same_run(path: object, state: dict, identity: dict) -> None:
-    """Raises UserError that says what differs between a saved run and this one."""
-    old, new = state.get("recipe", {}), identity["recipe"]
-    changed = [
-        f"--{field.replace('_', '-')} was {old.get(field)} and is {new[field]}"
-        for field in new
-        if old.get(field) != new[field]
-    ]
-    others = [part for part in identity.keys() - {"recipe"} if state.get(part) != identity[part]]
-    changed += [f"the {part} differs" for part in sorted(others)]
-    if changed:
-        raise UserError(f"{path} is of another run: {', '.join(changed)}; choose another --out")
-
-
-def starting_model(run: Run, empty: bool) -> nn.Module:
-    """The model to start from; with `empty` only its shapes, because a state will fill it."""
-    recipe, impl = run.recipe, run.options.impl
-    is_reward = recipe.objective == "reward"
-    kind = RewardModel if is_reward else Policy
-    if run.start is None or empty:
-        model = kind(run.config, impl).to(run.device)
-        if not empty:
-            initialise(model, recipe.seed)
-        return model
-    model = load_model(kind, run.start, impl=impl, device=run.device, any_head=is_reward)
-    if is_reward and (recipe.restart_head or "value_head.weight" not in tensor_files(run.start)):
-        initialise_head(model, recipe.seed)
-    return model
-
-
 # A step
 
 
-def add_up(shares: list[dict[str, Tensor]]) -> tuple[dict[str, float], list[float]]:
-    """The sum of each metric over the rows of a step, and the rows' shares of the loss."""
-    table = torch.stack([torch.stack([*share.values()]) for share in shares]).double()
-    sums = dict(zip(shares[0], table.sum(0).tolist()))  # one wait for the device, not one a metric
-    return sums, table[:, 0].tolist()
+def add_up(
+    ranks: Ranks,
+    shares: list[tuple[int | None, dict[str, Tensor]]],
+    count: int,
+    received: int | None = None,
+) -> tuple[dict[str, float], list[float], int | None]:
+    """The sum of each metric over the `count` rows of a step, and the rows' shares of the loss.
+
+    Ranks fill in their own rows of one table, so that all of them end up with the same numbers, and
+    with the same signal if one of them `received` it.
+    """
+    names = list(shares[0][1])
+    own = torch.stack([torch.stack([*share.values()]) for _, share in shares]).double().cpu()
+    table = torch.zeros(count + 1, len(names), dtype=torch.double)
+    for (number, _), values in zip(shares, own):
+        if number is not None:
+            table[number] = values
+    table[count, 0] = received or 0
+    table = ranks.sum(table)  # one wait for the other ranks, not one a metric
+    sums = dict(zip(names, table[:count].sum(0).tolist()))
+    stop = received or signal.SIGTERM if table[count, 0] else None
+    return sums, table[:count, 0].tolist(), stop
 
 
 @torch.no_grad()
@@ -204,11 +169,12 @@ def held_out_metrics(run: Run, model: nn.Module) -> dict[str, float]:
     objective, rows = OBJECTIVES[run.recipe.objective], run.held_out_rows()
     counts = run.counts(run.held_out, rows)
     shares = []
-    for indices in rows:
-        with precision(run.device):
-            loss, metrics = objective(model, run.row(run.held_out, indices), counts, run.recipe)
-        shares.append({"loss": loss} | metrics)
-    return {f"eval_{name}": value for name, value in add_up(shares)[0].items()}
+    for number, row in run.own(run.held_out, rows):
+        loss, metrics = objective(model, row, counts, run.recipe)
+        shares.append((number, {"loss": loss} | metrics))
+    reshard(model)
+    sums, *_ = add_up(run.ranks, shares, len(rows))
+    return {f"eval_{name}": value for name, value in sums.items()}
 
 
 def require_finite(run: Run, step: int, losses: list[float], norm: float) -> None:
@@ -224,9 +190,10 @@ def require_finite(run: Run, step: int, losses: list[float], norm: float) -> Non
 
 def require_finite_weights(run: Run, model: nn.Module, done: int) -> None:
     """Keeps ruined weights from replacing the last good state."""
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UserError(f"{name} is not finite after step {done}; {what_is_left(run)}")
+    with run.ranks.together():
+        for name, parameter in model.named_parameters():
+            if not local(parameter).isfinite().all():
+                raise UserError(f"{name} is not finite after step {done}; {what_is_left(run)}")
 
 
 def what_is_left(run: Run) -> str:
@@ -251,19 +218,22 @@ def export(run: Run, model: nn.Module) -> None:
             f"held-out pairs: {right:.1%} of {len(rewards)} ranked right; rewards have mean "
             f"{model.mean:.3f} and standard deviation {model.std:.3f}"
         )
-    dtype = compute_dtype(run.device)  # what it was computed in
-    save_model(model, run.out / "model", run.tokenizer.path.parent, dtype)
+    dtype = compute_dtype(run.ranks.device)  # what it was computed in
+    tokenizer = run.tokenizer.path.parent
+    save_model(model, run.out / "model", tokenizer, dtype, ranks=run.ranks)
 
 
 @torch.no_grad()
 def held_out_rewards(run: Run, model: RewardModel) -> Tensor:
     """The rewards of all held-out pairs, (pairs, 2), chosen first."""
-    rewards = []
-    for indices in run.held_out_rows():
-        with precision(run.device):
-            rewards.append(model(run.row(run.held_out, indices)).cpu().view(-1, 2))
-    return torch.cat(rewards)
+    rewards, rows = torch.zeros(len(run.held_out.examples), 2), run.held_out_rows()
+    for number, row in run.own(run.held_out, rows):
+        own = model(row).cpu().view(-1, 2)
+        if number is not None:
+            rewards[rows[number]] = own
+    reshard(model)
+    return run.ranks.sum(rewards)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(lambda: run_rank(main))

@@ -6,23 +6,27 @@ has one parameter of the same name and shape, and the other way round. Nothing i
 
 A reward model is laid out as the published janus-rm-7b: `value_head.weight` in the place of
 `lm_head.weight`, and the rewards' mean and standard deviation in `config.json`.
+
+    python -m janus_min.checkpoint STATE_DIR OUT_DIR    makes one of a saved state (`state.py`)
 """
 
 import json
 import math
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 
+from janus_min import cli
 from janus_min.config import ModelConfig
 from janus_min.directories import (
     INDEX,
     SHARD_BYTES,
     commit,
+    copy_tokenizer,
     fresh,
     read_json,
     save_tensors,
@@ -32,17 +36,10 @@ from janus_min.directories import (
 )
 from janus_min.errors import UserError
 from janus_min.model import Policy, RewardModel
+from janus_min.parallel import ALONE, Ranks, local, own_rows, whole
+from janus_min.state import Shards, newest_state, read_state
 from janus_min.tokenizer import Tokenizer
 
-# Copied unchanged from the start model into an export, where they are there.
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 # Told to whoever serves an export; with the paper's sampling settings.
 GENERATION_CONFIG = {
     "bos_token_id": 1,
@@ -106,20 +103,23 @@ def load_model(
     *,
     impl: str,
     dtype: torch.dtype = torch.float32,
-    device: str = "cpu",
+    ranks: Ranks = ALONE,
     any_head: bool = False,
 ) -> Model:
-    """The model of a Hugging Face directory, its weights in `dtype` on `device`.
+    """The model of a Hugging Face directory, its weights in `dtype`, divided among the ranks.
 
-    With `any_head`, a head that the directory has not is left for the caller to fill.
+    Each rank reads its own rows of each tensor, so that it needs memory for these and one tensor
+    more. With `any_head`, a head that the directory has not is left for the caller to fill.
     """
-    model = open_model(kind, directory, impl, any_head).to(dtype).to_empty(device=device)
+    model = open_model(kind, directory, impl, any_head).to(dtype)
+    ranks.prepare(model)
     waiting = dict(model.named_parameters())
     with torch.no_grad():
         for name, path in tensor_files(Path(directory)).items():
             if name in waiting:
+                parameter = waiting.pop(name)
                 with safe_open(path, framework="pt") as file:
-                    waiting.pop(name).copy_(file.get_tensor(name))
+                    local(parameter).copy_(file.get_slice(name)[own_rows(parameter)])
     assert not waiting or (any_head and set(waiting) == {HEADS[kind]}), f"not loaded: {waiting}"
     return model
 
@@ -151,15 +151,38 @@ def save_model(
     tokenizer_dir: Path,
     dtype: torch.dtype = torch.bfloat16,
     shard_bytes: int = SHARD_BYTES,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Writes a Hugging Face directory: weights in `dtype`, config, the tokenizer's own files.
 
     It is written under a temporary name and renamed when complete; an older one of the same name
-    is replaced.
+    is replaced. Every rank must call it: one tensor at a time is whole, the first rank writes.
     """
-    temporary = fresh(out)
-    tensors = {name: p.detach().to(dtype) for name, p in model.named_parameters()}
-    save_tensors(tensors, temporary, shard_bytes)
+    own = dict(model.named_parameters())
+
+    def _get(name: str) -> Tensor:
+        return whole(own[name].detach().to(dtype))
+
+    write_model(model, _get, out, tokenizer_dir, dtype, shard_bytes, ranks)
+
+
+def write_model(
+    model: nn.Module,
+    get: Callable[[str], Tensor],
+    out: Path,
+    tokenizer_dir: Path,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+    ranks: Ranks = ALONE,
+) -> None:
+    """`save_model`, with the weights that `get` makes of their names; in the model, only shapes
+    matter."""
+    parameters = dict(model.named_parameters())
+    sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in parameters.items()}
+    temporary = fresh(out) if ranks.first else None
+    save_tensors(sizes, get, temporary, shard_bytes)
+    if not ranks.first:
+        return
     dtype_name = str(dtype).removeprefix("torch.")
     config = model.config.to_json() | {"dtype": dtype_name, "torch_dtype": dtype_name}
     if isinstance(model, RewardModel):
@@ -168,7 +191,48 @@ def save_model(
     else:
         write_json(temporary / "generation_config.json", GENERATION_CONFIG)
     write_json(temporary / "config.json", config)
-    for name in TOKENIZER_FILES:
-        if (tokenizer_dir / name).is_file():
-            shutil.copyfile(tokenizer_dir / name, temporary / name)
+    copy_tokenizer(tokenizer_dir, temporary)
     commit(temporary, out)
+
+
+# A saved state becomes a model directory
+
+
+def export_state(state: Path, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes the weights of a saved state as a Hugging Face directory, on a CPU, whatever the
+    number of ranks that wrote it. Needs memory for one file of the directory."""
+    about, shards = read_state(state), Shards(state)
+    kind = RewardModel if about["recipe"]["objective"] == "reward" else Policy
+    with torch.device("meta"):
+        model = kind(ModelConfig(**about["config"]), "torch")
+    wanted = {name: parameter.shape for name, parameter in model.named_parameters()}
+
+    def _get(name: str) -> Tensor:
+        tensor = torch.empty(wanted[name])
+        shards.fill(f"model.{name}", tensor)
+        return tensor.to(dtype)
+
+    write_model(model, _get, out, state, dtype)
+    if kind is RewardModel:
+        print("rewards are not normalised: their mean and spread come at the end of a run")
+
+
+def main() -> None:
+    """`python -m janus_min.checkpoint STATE_DIR OUT_DIR`."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("state", type=Path, help="step-N, or a folder of such states: the newest")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    given = parser.parse_args()
+    state = given.state
+    if not (state / "state.json").exists():
+        state = newest_state(given.state)
+    if state is None:
+        raise UserError(f"{given.state} holds no saved state; a run keeps them in OUT/state")
+    if given.out.exists():
+        raise UserError(f"{given.out} is already there; name another OUT_DIR")
+    export_state(state, given.out)
+    print(f"{state} is now {given.out}, in bf16")
+
+
+if __name__ == "__main__":
+    cli.run(main)

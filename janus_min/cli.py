@@ -85,7 +85,7 @@ def run(main: Callable[[], None]) -> typing.NoReturn:
         sys.exit(BROKEN_PIPE)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.status)
     except OSError as error:  # no such folder, no permission, no space left
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)

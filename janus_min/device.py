@@ -2,18 +2,17 @@
 
 import torch
 
+from janus_min.errors import UserError
 
-def pick_device() -> str:
-    """The name of the device: "cuda" if there is a GPU, otherwise "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def pick_device(name: str | None = None) -> str:
+    """The device to use, "cuda" or "cpu": the named one, or a GPU if there is one."""
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise UserError("--device is cuda, but PyTorch finds no GPU; leave it out, or say cpu")
+    return name or ("cuda" if there else "cpu")
 
 
 def compute_dtype(device: str) -> torch.dtype:
     """bf16 on a GPU, fp32 on a CPU (where bf16 is slower)."""
     return torch.bfloat16 if device == "cuda" else torch.float32
-
-
-def precision(device: str) -> torch.autocast:
-    """The context in which a model with fp32 weights computes in `compute_dtype`."""
-    dtype = compute_dtype(device)
-    return torch.autocast(device, dtype, enabled=dtype != torch.float32)

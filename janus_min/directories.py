@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,15 @@ from janus_min.errors import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # the hub's usual shard size
+# Copied unchanged from the start model into what is written, where they are there.
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 def tensor_files(directory: Path) -> dict[str, Path]:
@@ -52,30 +62,53 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def save_tensors(tensors: dict[str, Tensor], directory: Path, shard_bytes: int) -> None:
-    """Writes one file, or shards of at most `shard_bytes` and their index."""
-    shards: list[dict[str, Tensor]] = [{}]
+def save_tensors(
+    sizes: dict[str, int],
+    get: Callable[[str], Tensor],
+    directory: Path | None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes tensors into one file, or into shards of at most `shard_bytes` and their index.
+
+    `sizes` are their bytes in the file; `get` makes one of them, when it is its turn. Memory for
+    one shard is needed, on the CPU. Without a directory each is made, and nothing is written: a
+    rank that only helps to make them.
+    """
+    shards: list[list[str]] = [[]]
     size = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
+    for name, nbytes in sizes.items():
+        if shards[-1] and size + nbytes > shard_bytes:
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
+        shards[-1].append(name)
+        size += nbytes
     weight_map = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         file = SINGLE if len(shards) == 1 else file
-        on_cpu = {name: tensor.cpu().contiguous() for name, tensor in shard.items()}
+        shard = {}
+        for name in names:
+            tensor = get(name)
+            if directory is not None:
+                shard[name] = tensor.cpu().contiguous()
+        if directory is None:
+            continue
         try:
-            save_file(on_cpu, directory / file, metadata={"format": "pt"})
+            save_file(shard, directory / file, metadata={"format": "pt"})
         except SafetensorError as error:  # the disk is full, most likely
             raise UserError(f"{directory / file} could not be written: {error}") from None
-        weight_map |= dict.fromkeys(shard, file)
-    if len(shards) > 1:
-        total = sum(tensor.nbytes for tensor in tensors.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        sync(directory / file)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1 and directory is not None:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(directory / INDEX, index)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the files of a tokenizer into another directory."""
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def read_json(path: Path) -> dict:
@@ -105,7 +138,7 @@ def fresh(out: Path) -> Path:
 
 def commit(temporary: Path, out: Path) -> None:
     """Gives the finished directory its name; one that has it already makes way."""
-    for path in [*temporary.iterdir(), temporary]:
+    for path in [*temporary.rglob("*"), temporary]:
         sync(path)
     old = out.with_name(out.name + ".old")
     shutil.rmtree(old, ignore_errors=True)

@@ -4,6 +4,8 @@
 class UserError(ValueError):
     """A flag, file, checkpoint or data row that cannot be used: what it is, and what to do."""
 
+    status = 2  # of the program that it ends
+
 
 def require(valid: bool, settings: object, name: str, needed: str) -> None:
     """Raises UserError that names a field of `settings` by its flag, unless it is valid."""

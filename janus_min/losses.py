@@ -35,9 +35,8 @@ def sequence_logps(token_logps: Tensor, response: Tensor, num_responses: int) ->
     token_logps (N,), 0 where nothing is scored; response (N,) which response owns the token that a
     position predicts, −1 for none. Returns (S,).
     """
-    owned = response >= 0
-    total = token_logps.new_zeros(num_responses)
-    return total.index_add(0, response.clamp(min=0), token_logps * owned)
+    total = token_logps.new_zeros(num_responses + 1)  # −1 adds to the last one, which is dropped
+    return total.index_add(0, response % (num_responses + 1), token_logps)[:-1]
 
 
 def dpo_loss(

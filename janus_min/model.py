@@ -20,8 +20,10 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from janus_min.config import ModelConfig
+from janus_min.parallel import local, own_rows
 from janus_min.row import Row
 from kernels.attention import attention
 from kernels.linear_cross_entropy import token_logps
@@ -118,6 +120,7 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.checkpointing = False
 
     def forward(
         self,
@@ -126,6 +129,20 @@ class Block(nn.Module):
         key_end: Tensor,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(
+                self.compute, x, table, key_end, use_reentrant=False, preserve_rng_state=False
+            )
+        return self.compute(x, table, key_end, cache)
+
+    def compute(
+        self,
+        x: Tensor,
+        table: tuple[Tensor, Tensor],
+        key_end: Tensor,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """The block itself, which `forward` may call again for the backward pass."""
         x = x + self.self_attn(self.input_layernorm(x), table, key_end, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -183,8 +200,7 @@ class RewardModel(nn.Module):
         hidden = self.model(row.inputs, row.positions, row.key_end)[row.ends]
         # bf16 would round rewards near 3 to multiples of 1/64: ties in best-of-n.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.to(dtype), self.value_head.weight.to(dtype))[:, 0]
+        return F.linear(hidden.to(dtype), self.value_head.weight.to(dtype))[:, 0]
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """Rewards on the scale of the held-out pairs: mean 0 and standard deviation 1 there.
@@ -194,12 +210,24 @@ class RewardModel(nn.Module):
         return (rewards - self.mean) / self.std
 
 
+def set_up_blocks(model: nn.Module, *, checkpointing: bool, compile: bool) -> None:
+    """Trades memory and start-up time for speed; neither changes what is computed.
+
+    With `checkpointing` (arXiv 1604.06174) only the input of a block is kept for the backward pass,
+    which computes the block again. With `compile` its code is compiled, for all blocks once.
+    """
+    for block in model.model.layers:
+        block.checkpointing = checkpointing
+        if compile:
+            block.compute = torch.compile(block.compute)
+
+
 def initialise(model: nn.Module, seed: int) -> None:
     """Random weights to train from nothing: normal with std 0.02, norms 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
-            nn.init.ones_(parameter)
+            nn.init.ones_(local(parameter))
         else:
             _draw(parameter, 0.02, generator)
 
@@ -212,5 +240,9 @@ def initialise_head(model: RewardModel, seed: int) -> None:
 
 @torch.no_grad()
 def _draw(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    """Fills in normal numbers that are drawn on the CPU: the same ones on every device."""
-    parameter.copy_(torch.empty(parameter.shape).normal_(0, std, generator=generator))
+    """Fills in normal numbers: the same ones on every device, and however many ranks there are.
+
+    Each rank draws all of them on the CPU and keeps its own rows.
+    """
+    drawn = torch.empty(parameter.shape).normal_(0, std, generator=generator)
+    local(parameter).copy_(drawn[own_rows(parameter)])

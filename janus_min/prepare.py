@@ -5,12 +5,12 @@ from pathlib import Path
 from janus_min import checkpoint, miniature
 from janus_min.config import ModelConfig
 from janus_min.data import load_examples, reasons
-from janus_min.device import pick_device
 from janus_min.directories import hash_files
 from janus_min.errors import UserError, require
 from janus_min.formats import pair_row, require_jsonl, reward_row, sft_row
 from janus_min.model import Policy, RewardModel
 from janus_min.objectives import Counts
+from janus_min.parallel import Ranks
 from janus_min.plan import interleave, make_plan
 from janus_min.recipes import Recipe, mini_model
 from janus_min.row import laid_tokens
@@ -26,13 +26,11 @@ COLUMNS = {
 }
 
 
-def prepare(name: str, recipe: Recipe, options: Options) -> Run:
+def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
     """Reads and checks all that a run needs, and prints what it is going to be."""
     out = options.out or Path("runs") / name
     if not options.only_look:
         check_out(out, options)
-    if recipe.miniature:
-        miniature.write_world(miniature.FILES)
     start = options.model or (miniature.model_of(recipe.start) if recipe.start else None)
     if options.only_look and recipe.start and not start.exists():
         start = None  # the world's tokenizer is enough to look at rows
@@ -70,9 +68,15 @@ def prepare(name: str, recipe: Recipe, options: Options) -> Run:
     print(
         f"plan: {len(plan):,} steps, {rows:,} rows of {recipe.row_tokens:,} tokens, {fill:.0%} full"
     )
-    device = pick_device()
-    print(f"on {device}, kernels: {options.impl}, out: {out}")
-    return Run(name, recipe, options, out, start, config, tokenizer, data, held_out, plan, device)
+    places = sum(-(-len(step) // ranks.size) * ranks.size for step in plan)
+    if places > rows:
+        print(
+            f"warning: {1 - rows / places:.0%} of the work is empty rows, because {ranks.size} "
+            f"processes share steps of about {rows / len(plan):.1f} rows"
+        )
+    where = f"{ranks.size} x {ranks.device}" if ranks.size > 1 else ranks.device
+    print(f"on {where}, kernels: {options.impl}, out: {out}")
+    return Run(name, recipe, options, out, start, config, tokenizer, data, held_out, plan, ranks)
 
 
 def check(name: str, recipe: Recipe, options: Options) -> None:

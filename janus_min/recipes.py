@@ -20,6 +20,7 @@ from janus_min.config import ModelConfig
 from janus_min.errors import require
 
 NAMES = ("sft", "dpo", "orpo", "reward")  # of the objectives
+OPTIMIZERS = ("adamw", "adamw8bit")
 FIXED = ("objective", "miniature", "start")  # fields of a recipe that no flag changes
 # The fields that only some objectives have: None for the others.
 ONLY_FOR = {
@@ -49,6 +50,7 @@ class Recipe:
     learning_rate: float = 5e-6  # peak of the schedule
     warmup_steps: int = 10  # steps of linear warm-up, then half a cosine down to 0
     warmup_ratio: float = 0.0  # share of all steps that is warm-up, if that is more
+    optimizer: str = "adamw"  # adamw, or adamw8bit: its moments in 8 bits
     weight_decay: float = 0.0  # AdamW's, on matrices
     beta2: float = 0.999  # decay of AdamW's second moment, its default; the first one's is 0.9
     max_grad_norm: float = 1.0  # gradients are scaled down to it; both frameworks' default
@@ -66,6 +68,7 @@ class Recipe:
     def __post_init__(self):
         """Comparisons with NaN are false, so that NaN is refused everywhere."""
         require(self.objective in NAMES, self, "objective", " or ".join(NAMES))
+        require(self.optimizer in OPTIMIZERS, self, "optimizer", " or ".join(OPTIMIZERS))
         for name in ("epochs", "row_tokens", "max_tokens", "rows_per_step", "pairs_per_step"):
             self._need(name, lambda value: value >= 1, "at least 1")
         self._need("max_examples", lambda value: value >= 1, "at least 1")

@@ -8,6 +8,7 @@ refused; one that is incomplete is continued.
 
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from janus_min.chat import prompt_text
 from janus_min.checkpoint import load_model
 from janus_min.config import ModelConfig
-from janus_min.device import compute_dtype, precision
+from janus_min.device import compute_dtype
 from janus_min.directories import hash_files
 from janus_min.errors import UserError
 from janus_min.losses import sequence_logps
@@ -33,7 +34,6 @@ def add_reference(run: Run, first: int, weights: str) -> None:
     """
     directory = run.reference
     folder = run.options.reference_logps or run.out / "reference"
-    folder.mkdir(parents=True, exist_ok=True)
     parts = [(run.data, [row for step in run.plan[first : run.last] for row in step], "data")]
     if run.held_out:
         parts.append((run.held_out, run.held_out_rows(), "held-out"))
@@ -42,13 +42,16 @@ def add_reference(run: Run, first: int, weights: str) -> None:
     for data, rows, name in parts:
         path = folder / f"{name}.jsonl"
         about = header(run, data, config, weights)
-        data.reference_logps = read_logps(path, about, len(data.examples))
+        with run.ranks.together():
+            if run.ranks.first:
+                data.reference_logps = read_logps(path, about, len(data.examples))
+        data.reference_logps = run.ranks.tell(data.reference_logps)
         missing = uncovered(rows, ~np.isnan(data.reference_logps[:, 0]))
         if not missing:
             print(f"reference: {path}")
             continue
         if policy is None:
-            policy = load_model(Policy, directory, impl=run.options.impl, device=run.device)
+            policy = load_model(Policy, directory, impl=run.options.impl, ranks=run.ranks)
         print(f"reference: {directory}, into {path}")
         compute(run, policy, data, missing, path)
 
@@ -65,17 +68,26 @@ def uncovered(rows: list[list[int]], known: np.ndarray) -> list[list[int]]:
 
 @torch.no_grad()
 def compute(run: Run, policy: Policy, data: Data, rows: list[list[int]], path: Path) -> None:
-    """Computes the rows, and appends each to the file before the next one."""
-    progress = Progress(len(rows), "tokens")
-    with path.open("a", encoding="utf-8") as file:
-        for done, indices in enumerate(rows, start=1):
-            row = run.row(data, indices)._replace(reference_logps=None)
-            with precision(run.device):
-                logps = sequence_logps(policy(row), row.response, len(row.ends))
-            values = logps.float().cpu().numpy().reshape(-1, 2)
+    """Computes the rows, one on each rank at a time; the first rank then appends them to the file
+    before the next ones."""
+    ranks, progress = run.ranks, Progress(len(rows), "tokens")
+    with path.open("a", encoding="utf-8") if ranks.first else nullcontext() as file:
+        for start in range(0, len(rows), ranks.size):
+            group = rows[start : start + ranks.size]
+            own = group[ranks.rank] if ranks.rank < len(group) else []
+            row = run.row(data, own)._replace(reference_logps=None)
+            logps = sequence_logps(policy(row), row.response, len(row.ends))
+            before = sum(len(indices) for indices in group[: ranks.rank])
+            indices = [i for indices in group for i in indices]
+            table = torch.zeros(len(indices), 2)
+            table[before : before + len(own)] = logps.float().cpu().view(-1, 2)
+            values = ranks.sum(table).numpy()
             if not np.isfinite(values).all():
                 raise UserError("the reference model's log-probabilities are not finite")
             data.reference_logps[indices] = values
+            done = start + len(group)
+            if not ranks.first:
+                continue
             lines = [
                 {
                     "example": i,
@@ -98,7 +110,7 @@ def header(run: Run, data: Data, config: ModelConfig, weights: str) -> dict[str,
     return {
         "weights of the reference": weights,
         "config of the reference": short_hash(asdict(config)),
-        "precision": str(compute_dtype(run.device)),
+        "precision": str(compute_dtype(run.ranks.device)),
         "tokenizer": hash_files([run.tokenizer.path]),
         "template": short_hash(template),
         "lengths": short_hash(lengths),
@@ -113,6 +125,7 @@ def read_logps(path: Path, header: dict[str, str], examples: int) -> np.ndarray:
     Raises UserError if it belongs to something else.
     """
     logps = np.full((examples, 2), np.nan, np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = path.read_bytes() if path.exists() else b""
     whole = text[: text.rfind(b"\n") + 1]
     lines = whole.splitlines()

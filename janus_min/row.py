@@ -137,4 +137,4 @@ class _Layout:
     def row(self) -> Row:
         """All pieces, as tensors."""
         columns = (np.concatenate(column).astype(np.int64) for column in zip(*self.pieces))
-        return Row(*map(torch.from_numpy, columns), torch.tensor(self.ends))
+        return Row(*map(torch.from_numpy, columns), torch.tensor(self.ends, dtype=torch.int64))

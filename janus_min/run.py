@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from janus_min.directories import hash_files, tensor_files
 from janus_min.errors import require
 from janus_min.objectives import Counts
 from janus_min.optim import learning_rate
+from janus_min.parallel import Ranks
 from janus_min.plan import Plan, best_fit
 from janus_min.recipes import Recipe
 from janus_min.row import Example, Row, build_row
@@ -36,16 +38,32 @@ class Options:
     eval_every: int = 100  # steps between evaluations on it
     reference: Path | None = None  # DPO: Hugging Face directory of the reference; --model if not
     reference_logps: Path | None = None  # DPO: directory of its log-probs; in --out unless given
-    dry_run: bool = False  # print the plan and stop
+    device: str | None = None  # cuda or cpu; a GPU if there is one
+    replicas: int = 1  # groups of processes that hold the model once each, such as machines
+    checkpointing: str = "none"  # full: keep only the inputs of blocks, and compute them again
+    compile: bool = False  # compile the blocks (torch.compile)
+    dry_run: bool = False  # print the plan and the memory that it takes, and stop
+    world_size: int | None = None  # with --dry-run: for so many GPUs
     show_rows: int | None = None  # print so many rows and stop
     impl: str = "torch"  # which kernels: torch or reference
 
     def __post_init__(self):
-        for name in ("steps", "save_every", "keep", "eval_every", "show_rows"):
+        counts = (
+            "steps",
+            "save_every",
+            "keep",
+            "eval_every",
+            "show_rows",
+            "replicas",
+            "world_size",
+        )
+        for name in counts:
             value = getattr(self, name)
             require(value is None or value >= 1, self, name, "at least 1")
         known = " or ".join(IMPLEMENTATIONS)
         require(self.impl in IMPLEMENTATIONS, self, "impl", known)
+        require(self.device in (None, "cuda", "cpu"), self, "device", "cuda or cpu")
+        require(self.checkpointing in ("none", "full"), self, "checkpointing", "none or full")
 
     @property
     def only_look(self) -> bool:
@@ -85,7 +103,7 @@ class Run:
     data: Data
     held_out: Data | None
     plan: Plan
-    device: str
+    ranks: Ranks
 
     @property
     def reference(self) -> Path | None:
@@ -116,19 +134,30 @@ class Run:
         """How many tokens of the training data are computed in these rows."""
         return sum(self.data.lengths[i] for row in rows for i in row)
 
+    def own(self, data: Data, rows: list[list[int]]) -> Iterator[tuple[int | None, Row]]:
+        """This rank's share of the rows: the number of each, and it itself on the device.
+
+        All ranks have equally many, because each forward and backward pass takes all of them. Where
+        there are not enough, the last one has no number and nothing in it that is trained.
+        """
+        sizes = [sum(data.lengths[i] for i in row) for row in rows]
+        for number in self.ranks.deal(sizes):
+            yield number, self.row(data, [] if number is None else rows[number])
+
     def row(self, data: Data, indices: list[int]) -> Row:
         """These examples as a row on the device. On a GPU all rows have one length."""
+        device = self.ranks.device
         row = build_row(
             [data.examples[i] for i in indices],
             self.config.sliding_window,
-            self.recipe.row_tokens if self.device == "cuda" else None,
+            self.recipe.row_tokens if device == "cuda" else 1,
             share_prompt=bool(self.recipe.share_prompt),
             score_prompt=bool(self.recipe.nll_on_prompt),
         )
         if data.reference_logps is not None:
             logps = torch.from_numpy(data.reference_logps[indices].flatten())
             row = row._replace(reference_logps=logps)
-        return row.to(self.device)
+        return row.to(device)
 
     def held_out_rows(self) -> list[list[int]]:
         """The held-out examples in as few rows as hold them."""

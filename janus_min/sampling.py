@@ -15,11 +15,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from janus_min.checkpoint import load_model, open_model, require_vocabulary
 from janus_min.device import compute_dtype, pick_device
 from janus_min.errors import UserError, require
 from janus_min.model import Policy
+from janus_min.parallel import Ranks
 from janus_min.row import Example, build_row
 from janus_min.tokenizer import EOS, Tokenizer
 from kernels.attention import attention
@@ -124,8 +126,10 @@ def generate(
     """Answers every request, `batch_size` at a time. Returns the completions in the same order.
 
     `on_done(index, completion)` is called as each one ends. Raises UserError if a prompt fills the
-    context.
+    context, ValueError for a model that is divided among ranks.
     """
+    if isinstance(policy, FSDPModule):  # the ranks would wait for each other's longest answer
+        raise ValueError("generate: the model is divided among ranks; export it, load the export")
     context = policy.config.max_position_embeddings
     for index, request in enumerate(requests):
         if len(request.prompt) >= context:
@@ -245,7 +249,8 @@ def load_for_generation(directory: Path) -> tuple[Policy, Tokenizer]:
     tokenizer = Tokenizer(directory)
     require_vocabulary(tokenizer, open_model(Policy, directory, impl="torch").config)
     device = pick_device()
-    policy = load_model(Policy, directory, impl="torch", dtype=compute_dtype(device), device=device)
+    ranks = Ranks(device=device)
+    policy = load_model(Policy, directory, impl="torch", dtype=compute_dtype(device), ranks=ranks)
     return prepare_for_decoding(policy), tokenizer
 
 

@@ -39,9 +39,6 @@ def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, impl: str) -> T
             f"token_logps: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets "
             f"{tuple(targets.shape)}; needed are (N, D), (V, D) and (N,)"
         )
-    if torch.is_autocast_enabled(hidden.device.type):  # which does not look into custom functions
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
     return IMPLEMENTATIONS[impl](hidden, weight, targets)
 
 

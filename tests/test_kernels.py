@@ -200,16 +200,6 @@ def test_gradient_of_a_nearly_certain_token_survives_bf16():
     assert grad[0].item() == pytest.approx(wanted, rel=0.01)
 
 
-def test_autocast_reaches_the_head():
-    hidden, weight, targets = random_head(9, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        logps = token_logps(hidden, weight, targets, "torch")
-    wanted = token_logps(hidden.bfloat16(), weight.bfloat16(), targets, "torch")
-    assert logps.dtype == torch.float32 and torch.equal(logps, wanted)
-    gradient, wanted = (torch.autograd.grad(x.sum(), weight)[0] for x in (logps, wanted))
-    assert gradient.dtype == torch.float32 and torch.equal(gradient, wanted)  # backward in bf16 too
-
-
 def test_token_logps_refuses_what_it_does_not_know():
     hidden, weight, targets = random_head(5)
     with pytest.raises(ValueError, match="impl is 'liger', must be one of"):

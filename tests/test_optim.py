@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from janus_min.objectives import Counts, sft
-from janus_min.optim import adamw, learning_rate
+from janus_min.optim import learning_rate, make_optimizer
 from janus_min.row import build_row
 from tests.conftest import random_examples, tiny_policy, tiny_recipe
 
@@ -22,7 +22,7 @@ def test_learning_rate_table():
 def test_masters_and_moments_are_fp32_and_a_small_rate_moves_the_weights():
     """At 5e-7 a bf16 weight would not move at all."""
     policy = tiny_policy()
-    optimizer = adamw(policy, weight_decay=0.0, beta2=0.999)
+    optimizer = make_optimizer("adamw", policy, weight_decay=0.0, beta2=0.999)
     optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 5e-7
     examples = random_examples(9)
     before = [parameter.detach().clone() for parameter in policy.parameters()]
@@ -41,9 +41,9 @@ def test_masters_and_moments_are_fp32_and_a_small_rate_moves_the_weights():
 
 def test_optimizer_refuses_bf16_weights_and_decays_matrices_only():
     with pytest.raises(AssertionError, match=r"is torch.bfloat16, needed is float32"):
-        adamw(tiny_policy(dtype=torch.bfloat16), weight_decay=0.0, beta2=0.999)
+        make_optimizer("adamw", tiny_policy(dtype=torch.bfloat16), weight_decay=0.0, beta2=0.999)
     policy = tiny_policy()
-    matrices, norms = adamw(policy, weight_decay=0.1, beta2=0.999).param_groups
+    matrices, norms = make_optimizer("adamw", policy, weight_decay=0.1, beta2=0.999).param_groups
     assert matrices["weight_decay"] == 0.1 and norms["weight_decay"] == 0.0
     names = {parameter: name for name, parameter in policy.named_parameters()}
     assert all("norm" in names[parameter] for parameter in norms["params"])

@@ -13,6 +13,7 @@ from janus_min.checkpoint import load_model, save_model
 from janus_min.losses import sequence_logps
 from janus_min.miniature import collection, train_tokenizer
 from janus_min.model import Policy
+from janus_min.parallel import ALONE
 from janus_min.row import build_row
 from tests.conftest import save_tiny, tiny_policy
 from tests.runs import assert_same_run, metrics, write_pairs
@@ -71,7 +72,7 @@ def test_the_file_holds_each_pairs_log_probabilities(program, flags, tmp_path):
 def captured_run(program, flags):
     """What train.py prepares for these arguments."""
     name, recipe, options = train.command_line([*map(str, flags), "--dry-run"])
-    return train.prepare(name, recipe, options)
+    return train.prepare(name, recipe, options, ALONE)
 
 
 def test_it_is_not_loaded_again_for_another_beta_seed_or_resume(program, flags, tmp_path, loaded):

@@ -107,12 +107,14 @@ def test_a_half_written_state_is_skipped(arguments, program, tmp_path):
     flags = (*arguments("sft"), "--save-every", 1)
     program(*flags, "--out", "straight")
     program(*flags, "--out", "broken", "--steps", 4)
-    newest = tmp_path / "broken" / "state" / "step-00000004" / "model.safetensors"
+    newest = tmp_path / "broken" / "state" / "step-00000004/shard-00000/model.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
     killed = tmp_path / "broken/state/step-00000005.tmp"
-    shutil.copytree(newest.parent, killed)
+    shutil.copytree(newest.parent.parent, killed)
     out = program(*flags, "--out", "broken", "--resume")
-    assert re.search(r"state skipped: .*step-00000004/model.safetensors is damaged", out)
+    assert re.search(
+        r"state skipped: .*step-00000004/shard-00000/model.safetensors is damaged", out
+    )
     assert not killed.exists()
     assert_same_run(tmp_path / "straight", tmp_path / "broken")
 

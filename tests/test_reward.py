@@ -43,9 +43,6 @@ def test_the_head_computes_in_fp32():
     rewards = model(build_row(random_pairs(20), None))
     assert rewards.dtype == torch.float32
     assert (rewards != rewards.bfloat16().float()).any()
-    model = tiny_reward_model()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert model(build_row(random_pairs(2), None)).dtype == torch.float32
 
 
 def test_a_new_head_is_small_and_the_same_for_a_seed():

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 import train
-from janus_min import checkpoint, device, reference
+from janus_min import checkpoint, parallel, reference, resume
 from janus_min import run as run_module
 from janus_min.objectives import OBJECTIVES, Counts
+from janus_min.parallel import ALONE
 from janus_min.row import build_row
 from janus_min.tokenizer import EOS
 from tests.conftest import save_tiny, tiny_policy
+from tests.ranks import train_on
 from tests.runs import metrics, write_data, write_pairs
 
 RECIPES = {
@@ -87,14 +89,15 @@ def test_long_responses_are_cut_when_asked_for(program, arguments, calls, object
 
 def test_the_optimizer_is_the_recipes(program, arguments, monkeypatch):
     made = []
-    sound = train.adamw
+    sound = resume.make_optimizer
 
     def spy(*arguments, **settings):
         made.append(sound(*arguments, **settings))
         return made[-1]
 
-    monkeypatch.setattr(train, "adamw", spy)
-    program(*arguments("sft"), "--weight-decay", 0.3, "--beta2", 0.7)
+    monkeypatch.setattr(resume, "make_optimizer", spy)
+    program(*arguments("sft"), "--weight-decay", 0.3, "--beta2", 0.7, "--optimizer", "adamw")
+    assert isinstance(made[0], torch.optim.AdamW)
     groups = made[0].param_groups
     assert max(group["weight_decay"] for group in groups) == 0.3
     assert all(group["betas"] == (0.9, 0.7) for group in groups)
@@ -112,13 +115,13 @@ def test_held_out_metrics_are_those_of_the_held_out_data(
     name, recipe, options = train.command_line(
         [*map(str, arguments(objective)), "--eval-data", str(held_out), "--dry-run"]
     )
-    examples = train.prepare(name, recipe, options).held_out.examples
+    examples = train.prepare(name, recipe, options, ALONE).held_out.examples
     assert len(examples) == 3
     for _, counts, _, graph in calls:
         assert graph == (counts != Counts.of(examples))  # only what is trained needs one
     if objective == "reward":
         return  # its head is random
-    model = checkpoint.load_model(train.Policy, tmp_path / "start", impl="torch")
+    model = checkpoint.load_model(resume.Policy, tmp_path / "start", impl="torch")
     row = build_row(examples, None)
     if objective == "dpo":
         row = row._replace(reference_logps=torch.zeros(6))
@@ -140,7 +143,7 @@ def test_heads_are_drawn_with_the_recipes_seed(program, arguments, tmp_path):
             *arguments("reward"), "--seed", seed, "--out", f"{seed}{len(list(tmp_path.iterdir()))}"
         )
     heads = [
-        checkpoint.load_model(train.RewardModel, path / "model", impl="torch").value_head.weight
+        checkpoint.load_model(resume.RewardModel, path / "model", impl="torch").value_head.weight
         for path in sorted(tmp_path.glob("[12]*"))
     ]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
@@ -149,15 +152,11 @@ def test_heads_are_drawn_with_the_recipes_seed(program, arguments, tmp_path):
 # The reference
 
 
-def test_the_reference_is_computed_in_the_precision_of_training(
-    program, arguments, tmp_path, monkeypatch
-):
+def test_the_reference_is_computed_in_the_precision_of_training(arguments, tmp_path, monkeypatch):
     """D01 on a GPU, where training computes in bf16: margins of the first step are exactly 0."""
-    for module in (train, reference):
-        sound = module.precision
-        monkeypatch.setattr(module, "precision", lambda kind: torch.autocast("cpu", torch.bfloat16))
-        assert sound is device.precision
-    program(*arguments("dpo"), "--out", "o")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parallel, "compute_dtype", lambda device: torch.bfloat16)
+    train_on(2, *arguments("dpo"), "--out", "o")
     [line] = metrics(tmp_path / "o")
     assert line["rewards/margins"] == line["rewards/chosen"] == 0
 
@@ -187,7 +186,7 @@ def test_the_reference_is_not_in_memory_while_the_policy_is_trained(
 def test_what_identifies_a_run(program, arguments, monkeypatch):
     """A changed id in a prompt, another config, another precision: each changes the header."""
     name, recipe, options = train.command_line([*map(str, arguments("dpo")), "--dry-run"])
-    run = train.prepare(name, recipe, options)
+    run = train.prepare(name, recipe, options, ALONE)
     about = reference.header(run, run.data, run.config, "w")
     other = reference.header(run, run.data, tiny_policy().config, "w")
     assert {key for key in about if about[key] != other[key]} == {"config of the reference"}

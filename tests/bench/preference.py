@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from janus_min.losses import sequence_logps
 from janus_min.model import RewardModel, initialise
 from janus_min.objectives import OBJECTIVES, Counts
-from janus_min.optim import adamw
+from janus_min.optim import make_optimizer
 from janus_min.plan import best_fit
 from janus_min.recipes import Recipe
 from janus_min.row import Example, Row, build_row, laid_tokens
@@ -96,7 +96,7 @@ def our_step(
     share_prompt: bool = True,
 ) -> Callable[[], float]:
     """One step as train.py makes it, rows included. Returns the loss before it."""
-    optimizer = adamw(model, weight_decay=0.0, beta2=0.999)
+    optimizer = make_optimizer("adamw", model, weight_decay=0.0, beta2=0.999)
     for group in optimizer.param_groups:
         group["lr"] = RATE
     objective = OBJECTIVES[recipe.objective]

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from janus_min.objectives import Counts, sft
-from janus_min.optim import adamw
+from janus_min.optim import make_optimizer
 from janus_min.plan import make_plan
 from janus_min.recipes import JANUS
 from janus_min.row import Example, build_row, laid_tokens
@@ -115,7 +115,7 @@ def compare(setting: Setting, directory: Path) -> None:
     # The fused AdamW is the Trainer's default since torch 2.8, and ours: no difference there.
     settings = dict(lr=RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
     their_optimizer = torch.optim.AdamW(theirs.parameters(), **settings)
-    our_optimizer = adamw(ours, weight_decay=0.0, beta2=0.999)
+    our_optimizer = make_optimizer("adamw", ours, weight_decay=0.0, beta2=0.999)
     for group in our_optimizer.param_groups:
         group["lr"] = RATE
     sides = {
