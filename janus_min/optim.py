@@ -65,6 +65,10 @@ def dynamic_code(signed: bool) -> Tensor:
     Dynamic tree quantization (arXiv 2110.02861, section 1.3): a sign, e zeros that mean 10^−e, a
     one, and in the bits left over a place among equal parts of [0.1, 1]; besides them 0 and 1.
     Second moments have no sign and use its bit for the place.
+
+    Note: bitsandbytes rounds the smallest second moments to 0. If such a weight's gradient shrinks,
+    its next update is divided by almost nothing (arXiv 2309.01507, section 4.1). Here they round up
+    to the smallest number above 0.
     """
     bits = 6 if signed else 7  # for the zeros and the place
     parts = []
@@ -87,6 +91,7 @@ def quantise(x: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     scale = blocks.abs().amax(-1)  # (rows, blocks)
     share = blocks / scale.clamp(min=torch.finfo(x.dtype).tiny)[..., None]
     nearest = torch.bucketize(share, (code[1:] + code[:-1]) / 2, out_int32=True)
+    nearest = nearest.clamp(min=int(code[0] == 0))  # no second moment becomes 0 by rounding
     return nearest.view(rows, -1)[:, :width].to(torch.uint8), scale
 
 
@@ -149,8 +154,7 @@ class AdamW8bit(torch.optim.Optimizer):
         else:
             blocks = -(-parameter.shape[1] // BLOCK)
             moments = {}
-            for key, signed in (("exp_avg", True), ("exp_avg_sq", False)):
-                zero = int((dynamic_code(signed) == 0).nonzero())
+            for key, zero in (("exp_avg", 127), ("exp_avg_sq", 0)):  # where 0 is among the numbers
                 moments[key] = torch.full_like(parameter, zero, dtype=torch.uint8)
                 moments[f"{key}_scale"] = zeros(parameter[:, :blocks])
         return {"step": torch.tensor(float(step))} | moments

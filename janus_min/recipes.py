@@ -4,7 +4,6 @@ Sources: the training configurations of the official repository (github.com/kais
 folders axolotl and openrlhf), the defaults of these frameworks at the time (marked "default"), and
 the model cards; arXiv 2405.17977. Where we depart from them a Note says so.
 
-    Note: the paper used 8-bit AdamW; here its states are fp32.
     Note: DPO and ORPO use the template of SFT and generation. The official DPO configuration states
     it too, but cannot run as published; the model cards name ChatML. Which it was is unknown.
     Note: pairs that are too long are dropped. In the official DPO run all tokens of their responses
@@ -50,7 +49,7 @@ class Recipe:
     learning_rate: float = 5e-6  # peak of the schedule
     warmup_steps: int = 10  # steps of linear warm-up, then half a cosine down to 0
     warmup_ratio: float = 0.0  # share of all steps that is warm-up, if that is more
-    optimizer: str = "adamw"  # adamw, or adamw8bit: its moments in 8 bits
+    optimizer: str = "adamw"  # adamw, or adamw8bit with moments in 8 bits
     weight_decay: float = 0.0  # AdamW's, on matrices
     beta2: float = 0.999  # decay of AdamW's second moment, its default; the first one's is 0.9
     max_grad_norm: float = 1.0  # gradients are scaled down to it; both frameworks' default
@@ -113,7 +112,7 @@ class Recipe:
 # Janus 7B: Mistral-7B-v0.2 on the 196,998 rows (axolotl: sequence_len 8192, sample_packing,
 # num_epochs 4, learning_rate 5e-6, cosine, warmup_steps 10, weight_decay 0). A step was
 # 4 GPUs × micro_batch_size 2 × gradient_accumulation_steps 4 rows.
-JANUS = Recipe(rows_per_step=32)
+JANUS = Recipe(rows_per_step=32, optimizer="adamw8bit")  # adamw_bnb_8bit
 
 # Janus+DPO 7B starts from Janus* 7B (janus-7b-65k), which is its reference too.
 JANUS_DPO = Recipe(
@@ -122,6 +121,7 @@ JANUS_DPO = Recipe(
     max_tokens=2048,  # sequence_len
     pairs_per_step=16,  # 4 GPUs × 1 × 4
     learning_rate=5e-7,  # cosine, warmup_steps 10, weight_decay 0
+    optimizer="adamw8bit",
     beta=0.1,  # axolotl's default, the configuration sets none
     share_prompt=True,
 )
@@ -133,6 +133,7 @@ JANUS_ORPO = Recipe(
     max_tokens=4096,  # sequence_len
     pairs_per_step=16,  # 4 GPUs × 1 × 4
     learning_rate=5e-6,  # cosine, warmup_steps 10, weight_decay 0
+    optimizer="adamw8bit",
     lambda_or=0.1,  # orpo_alpha
     nll_on_prompt=False,  # the paper's choice is unknown: axolotl changed it in these days
     share_prompt=True,
@@ -169,7 +170,7 @@ MINI_SFT = Recipe(
 MINI_SMALL = replace(MINI_SFT, miniature="small", epochs=8)
 # Plain texts alone: a pretrained model, where mini-orpo starts.
 MINI_BASE = replace(MINI_SFT, miniature="texts")
-MINI_PAIRS = dict(row_tokens=2048, max_tokens=None, miniature="pairs")
+MINI_PAIRS = dict(row_tokens=2048, max_tokens=None, miniature="pairs", optimizer="adamw")
 
 RECIPES = {
     "mini-sft": MINI_SFT,
@@ -213,6 +214,22 @@ RECIPES = {
     # webgpt_comparisons by --dataset_probs, the first --max_samples of the stream.
     "janus-rm-7b-helpful": replace(JANUS_RM, probabilities=(0.72, 0.14, 0.14), max_examples=66_000),
 }
+
+
+# The shapes of Mistral-7B-v0.2, for what needs no weights.
+MISTRAL_7B = ModelConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    max_position_embeddings=32768,
+    rms_norm_eps=1e-5,
+    rope_theta=1e6,
+    sliding_window=None,
+)
 
 
 def mini_model(vocab_size: int) -> ModelConfig:

@@ -73,6 +73,7 @@ def test_ids_losses_gradients_and_rates_are_trls_at_every_step(program, start, t
 
     flags = ("--pairs-per-step", len(examples), "--epochs", EPOCHS, "--learning-rate", RATE)
     flags += ("--beta", BETA, "--warmup-steps", 0, "--row-tokens", 128, "--max-tokens", 64)
+    flags += ("--optimizer", "adamw")
     program("janus-dpo-7b", "--model", start, "--data", data, "--out", "o", *flags)
     ours = metrics(tmp_path / "o")
     assert len(ours) == len(wanted) == EPOCHS
