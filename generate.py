@@ -23,7 +23,14 @@ from janus_min.errors import UserError, require
 from janus_min.formats import INSTRUCTION, read_jsonl, text_field, unicode_text
 from janus_min.grading import newest_model
 from janus_min.model import Policy
-from janus_min.sampling import Completion, Request, Sampling, generate, load_for_generation
+from janus_min.sampling import (
+    PRECISIONS,
+    Completion,
+    Request,
+    Sampling,
+    generate,
+    load_for_generation,
+)
 from janus_min.tokenizer import Tokenizer
 
 
@@ -39,10 +46,13 @@ class Options:
     n: int = 1  # responses to each prompt
     seed: int = 0  # of all random numbers
     batch_size: int = 64  # responses at a time
+    precision: str | None = None  # bf16 or fp32; bf16 on a GPU, fp32 on a CPU, where it is faster
 
     def __post_init__(self):
         for name, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
             require(getattr(self, name) >= least, self, name, f"at least {least}")
+        known = " or ".join(PRECISIONS)
+        require(self.precision in (None, *PRECISIONS), self, "precision", known)
         if (self.input is None) != (self.output is None):
             raise UserError("--input and --output go together")
         if self.input and self.prompt is not None:
@@ -74,7 +84,7 @@ def main() -> None:
     sampling = Sampling(**given_fields(arguments, Sampling))
     prompts = read_prompts(options)
     directory = options.model or newest_model()
-    policy, tokenizer = load_for_generation(directory)
+    policy, tokenizer = load_for_generation(directory, options.precision)
     requests = make_requests(options, prompts, tokenizer, policy)
     if options.output:
         write_responses(options, prompts, requests, policy, tokenizer, sampling)

@@ -115,6 +115,9 @@ class Cache:
         self.lengths = self.lengths[rows]
 
 
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
 @torch.inference_mode()
 def generate(
     policy: Policy,
@@ -244,13 +247,13 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
     return order.gather(1, drawn[:, None])[:, 0]
 
 
-def load_for_generation(directory: Path) -> tuple[Policy, Tokenizer]:
-    """A model directory, ready to answer: in bf16 on a GPU if there is one, in fp32 on a CPU."""
+def load_for_generation(directory: Path, precision: str | None = None) -> tuple[Policy, Tokenizer]:
+    """A model directory, ready to answer, in `precision`: a name of PRECISIONS, or the device's."""
     tokenizer = Tokenizer(directory)
     require_vocabulary(tokenizer, open_model(Policy, directory, impl="torch").config)
     device = pick_device()
-    ranks = Ranks(device=device)
-    policy = load_model(Policy, directory, impl="torch", dtype=compute_dtype(device), ranks=ranks)
+    dtype = PRECISIONS[precision] if precision else compute_dtype(device)
+    policy = load_model(Policy, directory, impl="torch", dtype=dtype, ranks=Ranks(device=device))
     return prepare_for_decoding(policy), tokenizer
 
 
