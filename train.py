@@ -4,7 +4,8 @@
     python train.py mini-dpo                    a miniature trained on preferences
     python train.py janus-7b --model DIR --data FILE.jsonl [--out DIR]
     python train.py janus-dpo-7b --model DIR --data PAIRS.jsonl [--out DIR]
-    python train.py RECIPE ... --dry-run        what would be trained: examples, rows, steps
+    python train.py RECIPE ... --dry-run        what would be trained, and the memory it takes
+    torchrun --nproc-per-node 4 train.py RECIPE ...     on four GPUs
     python train.py RECIPE ... --show-rows 2    rows as the model sees them
 
 RECIPE is one of: {recipes}
@@ -22,16 +23,18 @@ from torch import Tensor, nn
 from janus_min import cli, miniature
 from janus_min.checkpoint import save_model
 from janus_min.cli import Parser, add_fields, given_fields
+from janus_min.config import ModelConfig
 from janus_min.device import compute_dtype
 from janus_min.errors import UserError
 from janus_min.grading import score_model
 from janus_min.interrupt import Interruptible, StoppedError
+from janus_min.memory import Job, report
 from janus_min.model import RewardModel
 from janus_min.objectives import OBJECTIVES
 from janus_min.parallel import Ranks, join, local, reshard, run_rank, whole
 from janus_min.prepare import check, check_out, prepare
 from janus_min.progress import clock
-from janus_min.recipes import FIXED, RECIPES, Recipe
+from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe
 from janus_min.records import Records
 from janus_min.resume import begin, save
 from janus_min.run import Options, Run
@@ -45,12 +48,12 @@ from janus_min.state import (
 def main(arguments: list[str] | None = None) -> None:
     """Runs a recipe: everything is read and checked, then trained step by step, then exported."""
     name, recipe, options = command_line(arguments)
+    if options.only_look:
+        return look(name, recipe, options)
     ranks = join(options.device, options.replicas)
     train_start(name, recipe, options, ranks)
     with ranks.together():
         run = prepare(name, recipe, options, ranks)
-    if options.only_look:
-        return show_rows(run)
     model, optimizer, first, identity = begin(run)
     objective, started = OBJECTIVES[recipe.objective], time.monotonic()
     with Records(run, first) as records, Interruptible() as interrupt:
@@ -119,7 +122,7 @@ def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> No
     with ranks.together():
         if recipe.miniature and ranks.first:
             miniature.write_world(miniature.FILES)
-    if recipe.start is None or options.model is not None or options.only_look:
+    if recipe.start is None or options.model is not None:
         return
     check_out(options.out or Path("runs") / name, options)  # before minutes of work
     model = miniature.model_of(recipe.start)
@@ -128,12 +131,26 @@ def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> No
         main([recipe.start, *(["--resume"] if begun else [])])
 
 
-def show_rows(run: Run) -> None:
-    """Prints the first rows of the plan."""
-    rows = [row for step in run.plan for row in step]
-    for indices in rows[: run.options.show_rows or 0]:
-        row = run.row(run.data, indices)
-        print(show_row(row, run.tokenizer, objective=run.recipe.objective))
+def look(name: str, recipe: Recipe, options: Options) -> None:
+    """Prints what would be trained: the plan, the first rows of it, and the memory that it takes.
+
+    Without data, a 7B recipe's memory alone.
+    """
+    config, size = MISTRAL_7B, options.world_size or 1
+    if recipe.miniature:
+        miniature.write_world(miniature.FILES)
+    if recipe.miniature or options.data:
+        run = prepare(name, recipe, options, Ranks(size=size))
+        config, rows = run.config, [row for step in run.plan for row in step]
+        for indices in rows[: options.show_rows or 0]:
+            row = run.row(run.data, indices)
+            print(show_row(row, run.tokenizer, objective=recipe.objective))
+    elif options.model:
+        config = ModelConfig.from_json(options.model / "config.json")
+    if options.dry_run:
+        settings = dict(world_size=size, replicas=options.replicas)
+        job = Job.of(recipe, config, **settings, checkpointing=options.checkpointing)
+        print("\n".join(report(job)))
 
 
 # A step

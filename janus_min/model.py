@@ -200,7 +200,7 @@ class RewardModel(nn.Module):
         hidden = self.model(row.inputs, row.positions, row.key_end)[row.ends]
         # bf16 would round rewards near 3 to multiples of 1/64: ties in best-of-n.
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        return F.linear(hidden.to(dtype), self.value_head.weight.to(dtype))[:, 0]
+        return hidden.to(dtype) @ self.value_head.weight[0].to(dtype)
 
     def normalise(self, rewards: Tensor) -> Tensor:
         """Rewards on the scale of the held-out pairs: mean 0 and standard deviation 1 there.

@@ -42,6 +42,7 @@ class Ranks:
     size: int = 1
     device: str = "cpu"
     mesh: DeviceMesh | None = None  # ("replicate", "shard") or ("shard",); None: nothing is sharded
+    dtype: torch.dtype = torch.float32  # that weights are gathered and computed in
 
     @property
     def first(self) -> bool:
@@ -111,9 +112,8 @@ class Ranks:
         Weights are fp32. On a GPU they are gathered in bf16, and gradients added up in fp32.
         """
         if self.mesh is not None:
-            dtype = compute_dtype(self.device)
             policy = MixedPrecisionPolicy(
-                param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+                param_dtype=self.dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
             )  # inputs stay as they are: rotary tables must be fp32
             for block in model.model.layers:
                 fully_shard(block, mesh=self.mesh, mp_policy=policy)
@@ -148,7 +148,8 @@ def join(device: str | None = None, replicas: int = 1) -> Ranks:
             sys.stdout = open(os.devnull, "w")  # the first rank speaks for all
     shape = (size,) if replicas == 1 else (replicas, size // replicas)
     names = ("replicate", "shard")[-len(shape) :]
-    return Ranks(rank, size, device, init_device_mesh(device, shape, mesh_dim_names=names))
+    mesh = init_device_mesh(device, shape, mesh_dim_names=names)
+    return Ranks(rank, size, device, mesh, compute_dtype(device))
 
 
 def run_rank(main: Callable[[], None]) -> None:

@@ -81,10 +81,16 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
 
 def check(name: str, recipe: Recipe, options: Options) -> None:
     """Raises UserError for flags that do not go together."""
-    if not recipe.miniature and options.model is None:
+    if options.world_size is not None and not options.dry_run:
+        raise UserError("--world-size goes with --dry-run; torchrun says how many processes train")
+    size = options.world_size or 1
+    if options.dry_run and size % options.replicas:
+        raise UserError(f"--replicas is {options.replicas}, must divide --world-size, {size}")
+    memory_alone = options.dry_run and options.data is None
+    if not recipe.miniature and options.model is None and not memory_alone:
         what = "Hugging Face directory of Mistral-7B-v0.2 or of a model trained from it"
         raise UserError(f"{name} needs --model DIR, a {what}")
-    if not recipe.miniature and options.data is None:
+    if not recipe.miniature and options.data is None and not memory_alone:
         raise UserError(f"{name} needs --data FILE.jsonl with {COLUMNS[recipe.objective]}")
     for path in (*(options.data or ()), *([options.eval_data] if options.eval_data else [])):
         require_jsonl(path)

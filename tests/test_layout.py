@@ -103,6 +103,17 @@ ALLOWED = {
         "progress",
         "run",
     },
+    "memory": {
+        "cli",
+        "config",
+        "kernels.attention",
+        "kernels.linear_cross_entropy",
+        "model",
+        "optim",
+        "parallel",
+        "recipes",
+        "row",
+    },
     "resume": {
         "checkpoint",
         "directories",
