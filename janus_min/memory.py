@@ -11,9 +11,7 @@ What a GPU needs besides, CUDA's context, NCCL's buffers and what the allocator 
 seen here and counted as OVERHEAD.
 """
 
-import sys
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,28 +19,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from janus_min import cli
+from janus_min.allocations import Tracker
 from janus_min.config import ModelConfig
 from janus_min.model import Policy, RewardModel, set_up_blocks
 from janus_min.optim import empty_state, make_optimizer
 from janus_min.parallel import Ranks, local
 from janus_min.recipes import MISTRAL_7B, RECIPES, Recipe
 from janus_min.row import Row
-from kernels import attention, linear_cross_entropy
 
 GIB = 1 << 30
 GPUS = {"80 GB": 79.2, "141 GB": 139.8}  # what an A100 or H100, and an H200 have, in GiB
 OVERHEAD = 2.5  # GiB, assumed
-PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "loss")
 
 
 @dataclass(frozen=True)
@@ -65,144 +57,14 @@ class Job:
         return Job(config, reward, recipe.row_tokens, recipe.optimizer, **settings)
 
 
-# Kernels by what they allocate
-
-
-class AttentionMemory(torch.autograd.Function):
-    """Allocates what fused attention does: output and log-sum-exp, which are kept with its inputs;
-    backward, the gradients, those of keys and values for every query head before they are added."""
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-        output = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, output, lse)
-        return output.clone()  # from (heads, N, Dh) to (N, heads, Dh)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *_ = ctx.saved_tensors
-        whole = [torch.empty_like(q) for _ in range(2)]
-        del whole
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-class HeadMemory(torch.autograd.Function):
-    """Allocates what `ChunkedLogps` does if every position has a target."""
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
-        h = hidden.clone()
-        lse = h.new_empty(len(h), dtype=torch.float32)
-        chunk = h.new_empty(min(linear_cross_entropy.CHUNK_LOGITS, len(h) * len(weight)))
-        logits = chunk.float()
-        del chunk, logits
-        ctx.save_for_backward(h, weight, lse)
-        return torch.empty_like(lse)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        h, weight, _ = ctx.saved_tensors
-        dh = torch.empty_like(h)
-        dweight = torch.empty_like(weight, dtype=torch.float32)
-        part = torch.empty_like(weight)  # of one chunk
-        del part
-        return dh.clone(), dweight.to(weight.dtype)
-
-
-def attention_memory(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
-    """In the place of attention."""
-    return AttentionMemory.apply(q, k, v)
-
-
-def head_memory(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """In the place of the head."""
-    return HeadMemory.apply(hidden, weight)
-
-
-attention.IMPLEMENTATIONS["memory"] = attention_memory
-linear_cross_entropy.IMPLEMENTATIONS["memory"] = head_memory
-
-
-# Adding up what is alive
-
-
-class Tracker(TorchDispatchMode):
-    """Adds up the bytes of all tensors that operations make under it, while they live.
-
-    FSDP empties the storages of gathered weights and fills them again, which is no operation:
-    their `resize_` is watched, too.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.boxes = WeakIdKeyDictionary()  # [part, bytes] of each storage
-        self.now, self.peak = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
-
-    def __enter__(self) -> "Tracker":
-        self.resize = resize = torch.UntypedStorage.resize_
-
-        def watched(storage: torch.UntypedStorage, size: int) -> None:
-            resize(storage, size)
-            if storage in self.boxes:
-                self.change(self.boxes[storage], size=storage.nbytes())
-
-        torch.UntypedStorage.resize_ = watched
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        torch.UntypedStorage.resize_ = self.resize
-        super().__exit__(*error)
-
-    def __torch_dispatch__(
-        self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
-    ) -> object:
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # it does the same on its own rows, which comes back here
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.boxes:
-                self.claim([tensor], whose())
-        return result
-
-    def claim(self, tensors: list[Tensor], part: str) -> None:
-        """Counts these tensors as that part from now on."""
-        for storage in (tensor.untyped_storage() for tensor in tensors):
-            if storage not in self.boxes:
-                self.boxes[storage] = box = [part, 0]
-                weakref.finalize(storage, self.change, box, size=0).atexit = False
-            self.change(self.boxes[storage], size=0)
-            self.boxes[storage][0] = part
-            self.change(self.boxes[storage], size=storage.nbytes())
-
-    def change(self, box: list, *, size: int) -> None:
-        """A storage has that size now."""
-        part, before = box
-        box[1] = size
-        self.now[part] += size - before
-        if sum(self.now.values()) > sum(self.peak.values()):
-            self.peak = dict(self.now)
-
-
-def whose() -> str:
-    """What an operation allocates for, by who called it: FSDP, the head, or the other modules."""
-    frame = sys._getframe(2)
-    while frame is not None:
-        if "_fully_shard" in frame.f_code.co_filename:
-            return "gathered"
-        if "HeadMemory" in frame.f_code.co_qualname:
-            return "loss"
-        frame = frame.f_back
-    return "activations"
-
-
 @contextmanager
 def pretended_mesh(world_size: int, replicas: int) -> Iterator[DeviceMesh]:
     """A mesh of ranks that are not there."""
     dist.init_process_group("fake", rank=0, world_size=world_size, store=FakeStore())
     try:
         shape = (world_size,) if replicas == 1 else (replicas, world_size // replicas)
-        names = ("replicate", "shard")[-len(shape) :]
+        # Names of its own: PyTorch remembers what it found for a mesh, which is rank 0's here.
+        names = ("pretended_replicate", "pretended_shard")[-len(shape) :]
         yield init_device_mesh("cpu", shape, mesh_dim_names=names)
     finally:
         dist.destroy_process_group()
@@ -210,7 +72,7 @@ def pretended_mesh(world_size: int, replicas: int) -> Iterator[DeviceMesh]:
 
 @cache
 def estimate(job: Job) -> dict[str, float]:
-    """GiB of each of PARTS on one GPU, at the moment when their sum is largest.
+    """GiB of each part on one GPU, at the moment when their sum is largest.
 
     Gathered are whole weights and gradients, of a block or two at a time, and what they are sent
     in. Activations are what the backward pass needs, and its own intermediate results.

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from janus_min import memory
-from janus_min.memory import GIB, PARTS, Job, Tracker, estimate, report, table, total
+from janus_min.allocations import PARTS, Tracker
+from janus_min.memory import GIB, Job, estimate, report, table, total
 from janus_min.model import Policy, RewardModel, set_up_blocks
 from janus_min.optim import make_optimizer
 from janus_min.parallel import join, local
@@ -58,14 +59,16 @@ def measured(job):
     [(False, "none", "adamw"), (False, "full", "adamw8bit"), (True, "none", "adamw8bit")],
 )
 def test_the_estimate_is_what_two_real_ranks_allocate(reward, checkpointing, optimizer):
-    """With the real attention, the real head and gloo, on a CPU: each large part within 10 %."""
+    """With the real attention, the real head and gloo: each part within a few per cent."""
     job = Job(CONFIG, reward, TOKENS, optimizer, 2, 1, checkpointing, torch.float32)
     ours, theirs = estimate(job), measured(job)
     assert ours.keys() == theirs.keys() == set(PARTS)
-    assert sum(ours.values()) == pytest.approx(sum(theirs.values()), rel=0.1)
+    assert sum(ours.values()) == pytest.approx(sum(theirs.values()), rel=0.03)
     for part in ("weights", "gradients", "optimizer"):
         assert ours[part] == pytest.approx(theirs[part], rel=0.001), part
-    assert ours["activations"] == pytest.approx(theirs["activations"], rel=0.1)
+    assert ours["gathered"] == pytest.approx(theirs["gathered"], rel=0.05)
+    assert ours["activations"] == pytest.approx(theirs["activations"], rel=0.03)
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=0.2, abs=1e-7)
 
 
 def test_parts_that_can_be_computed_by_hand():
