@@ -131,7 +131,7 @@ def advice(job: Job, size: float) -> str:
     full, small = {"checkpointing": "full"}, {"optimizer": "adamw8bit"}
     for change in (full, small, full | small):
         smaller = replace(job, **change)
-        if smaller != job and total(smaller) <= size:
+        if total(smaller) <= size:
             flags = " ".join(f"--{field} {value}" for field, value in change.items())
             return f"with {flags} it takes {total(smaller):.1f}"
     smaller = replace(job, **full | small)

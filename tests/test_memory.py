@@ -77,6 +77,9 @@ def test_parts_that_can_be_computed_by_hand():
     four = estimate(Job(MISTRAL_7B, False, 8192, "adamw", 4))
     assert four["weights"] == four["gradients"] == pytest.approx(count * 4 / 4 / GIB, rel=1e-3)
     assert four["optimizer"] == pytest.approx(count * 8 / 4 / GIB, rel=1e-3)
+    # In bf16, embedding and head, and of one block or two the weights; in fp32 one's gradients.
+    root, block = 2 * 32000 * 4096 / GIB, (four["weights"] - 2 * 32000 * 4096 / GIB) / 32
+    assert 2 * root + 2 * block < four["gathered"] < 2 * root + 8 * block
     replicas = estimate(
         Job(MISTRAL_7B, False, 8192, "adamw8bit", 8, replicas=2, checkpointing="full")
     )
@@ -86,6 +89,27 @@ def test_parts_that_can_be_computed_by_hand():
     inputs = 32 * 8192 * 4096 * 2 / GIB
     assert inputs < replicas["activations"] < inputs + 0.1 * four["activations"]
     assert replicas["activations"] < 0.1 * four["activations"]
+
+
+def test_the_tracker_counts_each_storage_once_while_it_lives():
+    tracker = Tracker()
+    with tracker:
+        first = torch.zeros(1000)
+        assert tracker.now["activations"] == 4000
+        view, second = first[:500], first + 1
+        assert tracker.now["activations"] == 8000
+        del first
+        assert tracker.now["activations"] == 8000  # the view keeps it
+        del view
+        assert tracker.now["activations"] == 4000 and tracker.peak["activations"] == 8000
+        second.untyped_storage().resize_(0)  # as FSDP empties gathered weights
+        assert tracker.now["activations"] == 0
+        second.untyped_storage().resize_(40_000)
+        assert tracker.now["activations"] == tracker.peak["activations"] == 40_000
+        tracker.claim([second], "weights")
+        assert tracker.now["weights"] == 40_000 and tracker.now["activations"] == 0
+    resize = torch.UntypedStorage.resize_
+    assert resize.__name__ == "resize_"  # not watched any more
 
 
 def test_what_a_dry_run_says(program):
