@@ -130,30 +130,36 @@ class Shards:
         count = read_state(self.path)["shards"]
         self.files = [tensor_files(self.path / f"shard-{i:05d}") for i in range(count)]
 
-    def pieces(self, key: str, rows: int, wanted: slice) -> Iterator[tuple[slice, Tensor]]:
-        """The wanted rows of a tensor that has `rows` rows in all: for each file that holds some,
-        where they belong among the wanted ones, and they themselves."""
+    def pieces(
+        self, key: str, shape: tuple[int, ...], wanted: slice
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The wanted rows of a tensor that has this shape as a whole: for each file that holds some
+        of them, where they belong among the wanted ones, and they themselves."""
+        rows, name = shape[0], key.partition(".")[2]
         for shard, files in enumerate(self.files):
             if key not in files:
-                name = key.partition(".")[2]
                 raise UserError(f"{self.path} is the state of another model: {name} is missing")
             held = rows_of_shard(rows, shard, len(self.files))
             start, stop = max(held.start, wanted.start), min(held.stop, wanted.stop)
-            if start < stop:
-                with safe_open(files[key], framework="pt") as file:
-                    piece = file.get_slice(key)[start - held.start : stop - held.start]
-                yield slice(start - wanted.start, stop - wanted.start), piece
+            if start >= stop:
+                continue
+            with safe_open(files[key], framework="pt") as file:
+                piece = file.get_slice(key)
+                needed, found = (held.stop - held.start, *shape[1:]), tuple(piece.get_shape())
+                if found != needed:
+                    raise UserError(
+                        f"{self.path} is the state of another model: {name} is {found} in shard "
+                        f"{shard}, needed is {needed}"
+                    )
+                yield (
+                    slice(start - wanted.start, stop - wanted.start),
+                    piece[start - held.start : stop - held.start],
+                )
 
     def fill(self, key: str, target: Tensor) -> None:
         """Copies a tensor, or this rank's rows of one, into `target`."""
-        own, rows = local(target), own_rows(target)
-        found = 0
-        for place, piece in self.pieces(key, len(target), rows):
-            if piece.shape != own[place].shape:
-                raise UserError(
-                    f"{self.path} is the state of another model: {key} has rows of "
-                    f"{tuple(piece.shape[1:])} numbers, the model's {tuple(own.shape[1:])}"
-                )
+        own, found = local(target), 0
+        for place, piece in self.pieces(key, tuple(target.shape), own_rows(target)):
             own[place].copy_(piece)
             found += len(piece)
         assert found == len(own), f"{key}: {found} of {len(own)} rows were found"

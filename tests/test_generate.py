@@ -37,6 +37,23 @@ def test_one_prompt(program, model):
     assert several.startswith(first) and len(several) > len(first)
 
 
+def test_the_precision_is_the_one_asked_for(program, model, monkeypatch):
+    dtypes, sound = [], generate.load_for_generation
+
+    def watched(*arguments):
+        policy, tokenizer = sound(*arguments)
+        dtypes.append(policy.lm_head.weight.dtype)
+        return policy, tokenizer
+
+    monkeypatch.setattr(generate, "load_for_generation", watched)
+    flags = ("--model", model, "--prompt", "What is rain?", "--max-tokens", 3)
+    for precision in ((), ("--precision", "bf16"), ("--precision", "fp32")):
+        program(*flags, *precision)
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32]
+    line = "--precision is fp8, must be bf16 or fp32"
+    assert line in program.fails(*flags, "--precision", "fp8")
+
+
 def test_a_file_of_prompts(program, model, tmp_path):
     prompts = [
         {"id": 7, "system": "Be brief.", "prompt": "What is rain?"},

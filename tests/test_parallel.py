@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from janus_min import directories, parallel, resume
+from janus_min import checkpoint, directories, parallel, resume
 from janus_min.checkpoint import load_model, save_model
 from janus_min.errors import UserError
 from janus_min.model import Policy, RewardModel, initialise, initialise_head, set_up_blocks
@@ -26,6 +27,7 @@ from tests.conftest import (
     tiny_recipe,
     tiny_reward_model,
 )
+from tests.programs import Program
 from tests.ranks import on_ranks, program_on, train_on
 from tests.runs import metrics, write_data, write_pairs
 
@@ -331,8 +333,6 @@ def test_each_rank_reads_its_own_rows_and_writes_a_whole_model(tmp_path, world):
                 largest = max(largest, tensor.nbytes)
                 return tensor
 
-        from janus_min import checkpoint
-
         sound = checkpoint.safe_open
         checkpoint.safe_open = lambda *a, **b: Watched(sound(*a, **b))
         model = load_model(RewardModel, tmp_path / "model", impl="torch", ranks=ranks)
@@ -503,3 +503,64 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(arguments, program, 
     assert [p.name for p in (tmp_path / "o/state").iterdir()] == ["step-00000003"]
     train_on(2, *flags, "--out", "o", "--resume")
     same_model(tmp_path / "o", tmp_path / "straight", rtol=1e-6, atol=1e-7)
+
+
+# A state becomes a model directory
+
+
+@pytest.mark.parametrize(("objective", "size"), [("sft", 3), ("reward", 2), ("dpo", None)])
+def test_a_state_of_any_number_of_ranks_is_exported(
+    objective, size, arguments, program, tmp_path, monkeypatch, capsys
+):
+    """Without the start model or the run: bf16 weights and tokenizer, as a run itself exports."""
+    flags = (*arguments(objective), "--out", "o")
+    program(*flags) if size is None else train_on(size, *flags)
+    newest = max((tmp_path / "o/state").iterdir())
+    (tmp_path / "moved").mkdir()
+    newest.rename(tmp_path / "moved" / newest.name)
+    export = Program(checkpoint.main, monkeypatch, capsys)
+    out = export(tmp_path / "moved", tmp_path / "exported")  # the newest one in it
+    assert f"{newest.name} is now" in out
+    assert ("rewards are not normalised" in out) == (objective == "reward")
+    kind = RewardModel if objective == "reward" else Policy
+    ours, theirs = (
+        dict(load_model(kind, tmp_path / name, impl="torch").named_parameters())
+        for name in ("exported", "o/model")
+    )
+    for name, parameter in theirs.items():
+        assert torch.equal(ours[name], parameter.bfloat16().float()), name
+    assert json.loads((tmp_path / "exported/config.json").read_text())["dtype"] == "bfloat16"
+    tokenizer = "tokenizer.model"
+    written, wanted = (tmp_path / name / tokenizer for name in ("exported", "start"))
+    assert written.read_bytes() == wanted.read_bytes()
+
+
+def test_what_cannot_be_exported(arguments, program, tmp_path, monkeypatch, capsys):
+    program(*arguments("sft"), "--out", "o")
+    export = Program(checkpoint.main, monkeypatch, capsys)
+    state = max((tmp_path / "o/state").iterdir())
+    assert "start is already there; name another OUT_DIR" in export.fails(state, "start")
+    assert "nowhere holds no saved state; a run keeps them" in export.fails("nowhere", "out")
+    assert "arguments are required: out" in export.fails(state)
+    content = json.loads((state / "state.json").read_text())
+    content["config"]["num_hidden_layers"] += 1
+    (state / "state.json").write_text(json.dumps(content))
+    line = "is the state of another model: model.layers.2.self_attn.q_proj.weight is missing"
+    assert line in export.fails(state, "out")
+    for name, value, found in [
+        ("vocab_size", 96, "embed_tokens.weight is (2048, 16) in shard 0, needed is (96, 16)"),
+        ("hidden_size", 8, "embed_tokens.weight is (2048, 16) in shard 0, needed is (2048, 8)"),
+    ]:
+        config = content["config"] | {"num_hidden_layers": 2, name: value}
+        (state / "state.json").write_text(json.dumps(content | {"config": config}))
+        assert found in export.fails(state, "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_of_another_architecture_is_not_resumed(arguments, program, world):
+    flags = arguments("sft")
+    program(*flags, "--out", "o", "--steps", 1)
+    other = tiny_policy(vocab_size=2048, hidden_size=32, head_dim=8, max_position_embeddings=64)
+    save_model(other, Path("other"), world, torch.float32)
+    flags = [*flags, "--out", "o", "--resume", "--model", "other"]
+    assert "the config differs, the start model differs" in program.fails(*flags)
