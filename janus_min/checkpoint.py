@@ -181,8 +181,15 @@ def write_model(
     sizes = {name: parameter.numel() * dtype.itemsize for name, parameter in parameters.items()}
     temporary = fresh(out) if ranks.first else None
     save_tensors(sizes, get, temporary, shard_bytes)
-    if not ranks.first:
-        return
+    with ranks.together():  # so that it is there for whoever reads it next
+        if ranks.first:
+            _finish(model, temporary, out, tokenizer_dir, dtype)
+
+
+def _finish(
+    model: nn.Module, temporary: Path, out: Path, tokenizer_dir: Path, dtype: torch.dtype
+) -> None:
+    """Writes what stands beside the weights, and gives the directory its name."""
     dtype_name = str(dtype).removeprefix("torch.")
     config = model.config.to_json() | {"dtype": dtype_name, "torch_dtype": dtype_name}
     if isinstance(model, RewardModel):

@@ -122,18 +122,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.checkpointing = False
 
-    def forward(
-        self,
-        x: Tensor,
-        table: tuple[Tensor, Tensor],
-        key_end: Tensor,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
+    def forward(self, *inputs: object) -> Tensor:
+        """`compute`, of which with checkpointing only the inputs are kept for the backward pass."""
         if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(
-                self.compute, x, table, key_end, use_reentrant=False, preserve_rng_state=False
-            )
-        return self.compute(x, table, key_end, cache)
+            settings = dict(use_reentrant=False, preserve_rng_state=False)
+            return checkpoint(self.compute, *inputs, **settings)
+        return self.compute(*inputs)
 
     def compute(
         self,
@@ -142,7 +136,7 @@ class Block(nn.Module):
         key_end: Tensor,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """The block itself, which `forward` may call again for the backward pass."""
+        """x (N, D) -> (N, D)."""
         x = x + self.self_attn(self.input_layernorm(x), table, key_end, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 

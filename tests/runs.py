@@ -6,6 +6,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+RECIPES = {  # one for each objective
+    "sft": "janus-7b",
+    "dpo": "janus-dpo-7b",
+    "orpo": "janus-orpo-7b",
+    "reward": "janus-rm-7b",
+}
+
 
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,7 @@ from tests.conftest import (
 )
 from tests.programs import Program
 from tests.ranks import on_ranks, program_on, train_on
-from tests.runs import metrics, write_data, write_pairs
-
-RECIPES = {
-    "sft": "janus-7b",
-    "dpo": "janus-dpo-7b",
-    "orpo": "janus-orpo-7b",
-    "reward": "janus-rm-7b",
-}
+from tests.runs import RECIPES, metrics, write_data, write_pairs
 
 
 @pytest.fixture
@@ -340,7 +334,10 @@ def test_each_rank_reads_its_own_rows_and_writes_a_whole_model(tmp_path, world):
         for name, parameter in model.named_parameters():
             assert torch.equal(local(parameter), wanted[name][own_rows(parameter)]), name
             assert torch.equal(whole(parameter), wanted[name]), name
+        commit = checkpoint.commit
+        checkpoint.commit = lambda *paths: (time.sleep(0.5), commit(*paths))
         save_model(model, tmp_path / "again", world, torch.bfloat16, 60_000, ranks)
+        assert (tmp_path / "again/config.json").exists()  # on every rank, at once
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
     ends = on_ranks(4, work)

@@ -14,7 +14,7 @@ from janus_min.state import states
 from tests.conftest import save_tiny
 from tests.kill import survives
 from tests.programs import ROOT, environment
-from tests.runs import assert_same_run, metrics, write_data, write_pairs
+from tests.runs import RECIPES, assert_same_run, metrics, write_data, write_pairs
 
 
 @pytest.fixture
@@ -23,23 +23,18 @@ def arguments(tmp_path, world):
     save_tiny(tmp_path / "start", world)
 
     def arguments(objective):
-        recipe = {"sft": "janus-7b", "dpo": "janus-dpo-7b", "orpo": "janus-orpo-7b",
-                  "reward": "janus-rm-7b"}[objective]  # fmt: skip
         write = write_data if objective == "sft" else write_pairs
         data, held_out = write(tmp_path / "data.jsonl"), write(tmp_path / "held-out.jsonl", 3)
         flags = ("--row-tokens", 128, "--max-tokens", 64, "--pairs-per-step", 2, "--epochs", 2)
         if objective == "sft":
             flags = ("--row-tokens", 64, "--rows-per-step", 2, "--epochs", 3)
         flags += ("--learning-rate", 1e-2, "--eval-data", held_out, "--eval-every", 2)
-        return (recipe, "--model", tmp_path / "start", "--data", data, *flags)
+        return (RECIPES[objective], "--model", tmp_path / "start", "--data", data, *flags)
 
     return arguments
 
 
-OBJECTIVES = ("sft", "dpo", "orpo", "reward")
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", RECIPES)
 def test_six_steps_are_three_a_sudden_death_and_three_more(objective, arguments, program, tmp_path):
     """F14, to the bit: weights, losses, held-out metrics, exported model. The death comes within
     the fourth step, whose line in metrics.jsonl is already there."""

@@ -15,14 +15,7 @@ from janus_min.row import build_row
 from janus_min.tokenizer import EOS
 from tests.conftest import save_tiny, tiny_policy
 from tests.ranks import train_on
-from tests.runs import metrics, write_data, write_pairs
-
-RECIPES = {
-    "sft": "janus-7b",
-    "dpo": "janus-dpo-7b",
-    "orpo": "janus-orpo-7b",
-    "reward": "janus-rm-7b",
-}
+from tests.runs import RECIPES, metrics, write_data, write_pairs
 
 
 @pytest.fixture
