@@ -12,6 +12,7 @@ RECIPE is one of: {recipes}
 """
 
 import math
+import os
 import signal
 import time
 from dataclasses import replace
@@ -40,9 +41,7 @@ from janus_min.resume import begin, save
 from janus_min.run import Options, Run
 from janus_min.sampling import load_for_generation
 from janus_min.show import show_row
-from janus_min.state import (
-    newest_state,
-)
+from janus_min.state import newest_state
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -128,7 +127,7 @@ def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> No
     model = miniature.model_of(recipe.start)
     there, begun = ranks.tell((model.exists(), (model.parent / "recipe.json").exists()))
     if not there:
-        main([recipe.start, *(["--resume"] if begun else [])])
+        main([recipe.start, "--device", ranks.device, *(["--resume"] if begun else [])])
 
 
 def look(name: str, recipe: Recipe, options: Options) -> None:
@@ -136,6 +135,8 @@ def look(name: str, recipe: Recipe, options: Options) -> None:
 
     Without data, a 7B recipe's memory alone.
     """
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     config, size = MISTRAL_7B, options.world_size or 1
     if recipe.miniature:
         miniature.write_world(miniature.FILES)
@@ -148,8 +149,13 @@ def look(name: str, recipe: Recipe, options: Options) -> None:
     elif options.model:
         config = ModelConfig.from_json(options.model / "config.json")
     if options.dry_run:
-        settings = dict(world_size=size, replicas=options.replicas)
-        job = Job.of(recipe, config, **settings, checkpointing=options.checkpointing)
+        job = Job.of(
+            recipe,
+            config,
+            world_size=size,
+            replicas=options.replicas,
+            checkpointing=options.checkpointing,
+        )
         print("\n".join(report(job)))
 
 
@@ -200,9 +206,9 @@ def require_finite(run: Run, step: int, losses: list[float], norm: float) -> Non
         if not math.isfinite(loss):
             sources = ", ".join(run.data.examples[i].source for i in indices)
             where = f"row {number} ({sources})"
-            raise UserError(f"loss is {loss} in step {step + 1}, {where}; {what_is_left(run)}")
+            run.ranks.end(f"loss is {loss} in step {step + 1}, {where}; {what_is_left(run)}")
     if not math.isfinite(norm):
-        raise UserError(f"the gradient's norm is {norm} in step {step + 1}; {what_is_left(run)}")
+        run.ranks.end(f"the gradient's norm is {norm} in step {step + 1}; {what_is_left(run)}")
 
 
 def require_finite_weights(run: Run, model: nn.Module, done: int) -> None:

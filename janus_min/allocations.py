@@ -1,14 +1,16 @@
 """What forward and backward passes allocate, watched operation by operation.
 
-Works on real tensors and on fake ones. For the estimate, attention and the output head are put in
-by what their kernels allocate: operations within a kernel are not seen from outside.
+Works on real tensors and on fake ones. For the estimate, attention, norms and the output head are
+put in by what their kernels allocate: operations within a kernel are not seen from outside.
 """
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,6 +71,19 @@ class HeadMemory(torch.autograd.Function):
         return dh.clone(), dweight.to(weight.dtype)
 
 
+class NormMemory(torch.autograd.Function):
+    """Allocates what the fused norm of a GPU does: it keeps its input, and a number per token."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty(len(x), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return torch.empty_like(grad)
+
+
 def attention_memory(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
     """In the place of attention."""
     return AttentionMemory.apply(q, k, v)
@@ -79,8 +94,23 @@ def head_memory(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return HeadMemory.apply(hidden, weight)
 
 
-attention.IMPLEMENTATIONS["memory"] = attention_memory
-linear_cross_entropy.IMPLEMENTATIONS["memory"] = head_memory
+def norm_memory(x: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
+    """In the place of `F.rms_norm`."""
+    return NormMemory.apply(x)
+
+
+@contextmanager
+def kernels_by_memory() -> Iterator[None]:
+    """Within it, `impl="memory"` allocates as kernels on a GPU do, and computes nothing."""
+    norm = F.rms_norm
+    attention.IMPLEMENTATIONS["memory"] = attention_memory
+    linear_cross_entropy.IMPLEMENTATIONS["memory"] = head_memory
+    F.rms_norm = norm_memory
+    try:
+        yield
+    finally:
+        F.rms_norm = norm
+        del attention.IMPLEMENTATIONS["memory"], linear_cross_entropy.IMPLEMENTATIONS["memory"]
 
 
 # Adding up what is alive

@@ -209,6 +209,8 @@ def export_state(state: Path, out: Path, dtype: torch.dtype = torch.bfloat16) ->
     """Writes the weights of a saved state as a Hugging Face directory, on a CPU, whatever the
     number of ranks that wrote it. Needs memory for one file of the directory."""
     about, shards = read_state(state), Shards(state)
+    if not all(isinstance(about.get(name), dict) for name in ("recipe", "config")):
+        raise UserError(f"{state / 'state.json'} is damaged: 'recipe' and 'config' must be objects")
     kind = RewardModel if about["recipe"]["objective"] == "reward" else Policy
     with torch.device("meta"):
         model = kind(ModelConfig(**about["config"]), "torch")

@@ -5,6 +5,7 @@ class UserError(ValueError):
     """A flag, file, checkpoint or data row that cannot be used: what it is, and what to do."""
 
     status = 2  # of the program that it ends
+    shared: bool | None = None  # whether all ranks raise it; None: only before they have met
 
 
 def require(valid: bool, settings: object, name: str, needed: str) -> None:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as requests: finish the step, save, leave."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -7,6 +8,8 @@ from types import FrameType
 
 class StoppedError(Exception):
     """A run was asked to end, and ended in good order."""
+
+    shared = True  # by all ranks
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -34,7 +37,8 @@ class Interruptible:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
-        print("\nfinishing this step to save it; once more ends at once", file=sys.stderr)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print("\nfinishing this step to save it; once more ends at once", file=sys.stderr)
 
     def _restore(self) -> None:
         for number, handler in self.before.items():

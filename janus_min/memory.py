@@ -2,8 +2,8 @@
 
 Two rows go forward and backward through the real model under the real FSDP2, on fake tensors, which
 have shapes but no memory, and in a process group that only pretends to communicate. After every
-operation the bytes that are alive are added up. Attention and the output head are put in by what
-their kernels allocate; the optimizer's state is added.
+operation the bytes that are alive are added up. Attention, norms and the output head are put in by
+what their kernels allocate; the optimizer's state is added.
 
     python -m janus_min.memory [--model DIR]    a table of all 7B recipes at 1, 4, 8 and 64 GPUs
 
@@ -19,12 +19,13 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed._tools.fake_collectives
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from janus_min import cli
-from janus_min.allocations import Tracker
+from janus_min.allocations import Tracker, kernels_by_memory
 from janus_min.config import ModelConfig
 from janus_min.model import Policy, RewardModel, set_up_blocks
 from janus_min.optim import empty_state, make_optimizer
@@ -77,7 +78,11 @@ def estimate(job: Job) -> dict[str, float]:
     Gathered are whole weights and gradients, of a block or two at a time, and what they are sent
     in. Activations are what the backward pass needs, and its own intermediate results.
     """
-    with pretended_mesh(job.world_size, job.replicas) as mesh, FakeTensorMode():
+    with (
+        kernels_by_memory(),
+        pretended_mesh(job.world_size, job.replicas) as mesh,
+        FakeTensorMode(),
+    ):
         ranks = Ranks(0, job.world_size, "cpu", mesh, job.dtype)
         tracker = Tracker()
         with torch.device("meta"):

@@ -80,6 +80,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
         self.v_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * Dh, D, bias=False)
+        self.attention = attention
 
     def forward(
         self,
@@ -92,7 +93,7 @@ class Attention(nn.Module):
         k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), table)  # (N, G, Dh)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, G, Dh)
         if cache is None:
-            mixed = attention(q, k, v, key_end, self.impl)
+            mixed = self.attention(q, k, v, key_end, self.impl)
         else:
             mixed = cache.attend(self.layer, q, k, v, key_end, self.impl)
         return self.o_proj(mixed.flatten(-2))
@@ -213,6 +214,8 @@ def set_up_blocks(model: nn.Module, *, checkpointing: bool, compile: bool) -> No
     for block in model.model.layers:
         block.checkpointing = checkpointing
         if compile:
+            # Which depends on where documents end: it would be compiled anew for each row.
+            block.self_attn.attention = torch.compiler.disable(attention)
             block.compute = torch.compile(block.compute)
 
 

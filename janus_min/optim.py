@@ -80,7 +80,7 @@ def dynamic_code(signed: bool) -> Tensor:
     return torch.cat([*values, torch.tensor([0.0, 1.0])]).sort().values.float()
 
 
-def quantise(x: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+def quantise(x: Tensor, code: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
     """x (rows, width) fp32 as bytes of the same shape, and its blocks' scales, (rows, blocks).
 
     A block is BLOCK neighbours in one row, divided by the largest of them: whoever holds a row has
@@ -91,7 +91,8 @@ def quantise(x: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
     scale = blocks.abs().amax(-1)  # (rows, blocks)
     share = blocks / scale.clamp(min=torch.finfo(x.dtype).tiny)[..., None]
     nearest = torch.bucketize(share, (code[1:] + code[:-1]) / 2, out_int32=True)
-    nearest = nearest.clamp(min=int(code[0] == 0))  # no second moment becomes 0 by rounding
+    if not signed:
+        nearest = nearest.clamp(min=1)  # no second moment becomes 0 by rounding
     return nearest.view(rows, -1)[:, :width].to(torch.uint8), scale
 
 
@@ -110,12 +111,12 @@ def update_8bit(
     step: int,
 ) -> None:
     """One step of AdamW on rows of a matrix, whose moments are 8-bit before and after it."""
-    signed, unsigned = codes
-    m = dequantise(state["exp_avg"], state["exp_avg_scale"], signed)
-    v = dequantise(state["exp_avg_sq"], state["exp_avg_sq_scale"], unsigned)
+    with_sign, without = codes
+    m = dequantise(state["exp_avg"], state["exp_avg_scale"], with_sign)
+    v = dequantise(state["exp_avg_sq"], state["exp_avg_sq_scale"], without)
     adamw_update(p, g, m, v, group, step)
-    for key, moment, code in (("exp_avg", m, signed), ("exp_avg_sq", v, unsigned)):
-        stored, scale = quantise(moment, code)
+    for key, moment, code in (("exp_avg", m, with_sign), ("exp_avg_sq", v, without)):
+        stored, scale = quantise(moment, code, signed=code is with_sign)
         state[key].copy_(stored)
         state[f"{key}_scale"].copy_(scale)
 

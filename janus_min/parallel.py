@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -84,32 +84,38 @@ class Ranks:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def end(self, text: str) -> NoReturn:
+        """Raises the UserError that every rank raises here; the first one prints it."""
+        error = UserError(text)
+        error.shared = True
+        raise error
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """What fails on one rank within this block fails on all at its end, with its message.
 
         Within it no rank may wait for another.
         """
-        text = None
+        if self.size == 1:
+            yield
+            return
+        own = None
         try:
             yield
         except (UserError, OSError) as error:
-            if self.size == 1:
-                raise
-            text = str(error)
-        if self.size > 1:
-            texts: list[str | None] = [None] * self.size
-            dist.all_gather_object(texts, text)
-            said = {text: rank for rank, text in reversed([*enumerate(texts)]) if text is not None}
-            if said:
-                text, rank = min(said.items(), key=lambda item: item[1])
-                everywhere = all(other == text for other in texts)
-                raise UserError(text if everywhere else f"rank {rank}: {text}")
+            own = str(error)
+        texts: list[str | None] = [None] * self.size
+        dist.all_gather_object(texts, own)
+        failed = [(rank, text) for rank, text in enumerate(texts) if text is not None]
+        if failed:
+            rank, text = failed[0]
+            self.end(text if set(texts) == {text} else f"rank {rank}: {text}")
 
     def prepare(self, model: nn.Module) -> None:
         """Divides a model on the meta device among the ranks, and gives it memory, not values.
 
-        Weights are fp32. On a GPU they are gathered in bf16, and gradients added up in fp32.
+        They keep their dtype, fp32 in training, are gathered in `dtype`, and their gradients are
+        added up in fp32.
         """
         if self.mesh is not None:
             policy = MixedPrecisionPolicy(
@@ -136,14 +142,19 @@ def join(device: str | None = None, replicas: int = 1) -> Ranks:
         raise UserError(f"--replicas is {replicas}, must divide the number of processes, {size}")
     if device == "cuda":
         if local >= (found := torch.cuda.device_count()):
-            raise UserError(f"this machine has {found} GPUs, use --nproc-per-node {found}")
+            error = UserError(f"this machine has {found} GPUs, use --nproc-per-node {found}")
+            error.shared = False
+            raise error
         torch.cuda.set_device(local)
     if device == "cpu" and not launched:
         return ALONE
     if not dist.is_initialized():
         backend = {"cuda": "nccl", "cpu": "gloo"}[device]
         alone = dict(store=dist.HashStore(), rank=0, world_size=1)
-        dist.init_process_group(backend, timeout=PATIENCE, **({} if launched else alone))
+        try:
+            dist.init_process_group(backend, timeout=PATIENCE, **({} if launched else alone))
+        except dist.DistError as error:  # a port that is taken, a machine that does not answer
+            raise UserError(f"the ranks cannot meet: {last_line(error)}") from None
         if rank:
             sys.stdout = open(os.devnull, "w")  # the first rank speaks for all
     shape = (size,) if replicas == 1 else (replicas, size // replicas)
@@ -154,24 +165,32 @@ def join(device: str | None = None, replicas: int = 1) -> Ranks:
 
 def run_rank(main: Callable[[], None]) -> None:
     """Runs a program as one of several ranks: what ends all of them is printed by the first one."""
+    rank = int(os.environ.get("RANK", 0))
     try:
         main()
     except (UserError, StoppedError) as error:
-        if int(os.environ.get("RANK", 0)) > 0:
+        met = dist.is_initialized()
+        shared = not met if error.shared is None else error.shared
+        if met and shared:
+            dist.destroy_process_group()
+        if rank and shared:
             sys.exit(error.status)
+        if rank:
+            raise UserError(f"rank {rank}: {error}") from None
         raise
     except RuntimeError as error:
-        if not is_loss(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        print("another rank has ended: its own message says why", file=sys.stderr)
+        text = f"rank {rank} has lost another one, whose own message says why, or the network"
+        print(f"{text} ({last_line(error)})", file=sys.stderr)
         sys.exit(1)
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def is_loss(error: RuntimeError) -> bool:
-    """Whether an error says that another rank is gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+def last_line(error: Exception) -> str:
+    """What PyTorch says last, behind stack and addresses."""
+    return (str(error).strip().splitlines() or ["no reason given"])[-1]
 
 
 def reshard(model: nn.Module) -> None:

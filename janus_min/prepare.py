@@ -75,7 +75,8 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
             f"processes share steps of about {rows / len(plan):.1f} rows"
         )
     where = f"{ranks.size} x {ranks.device}" if ranks.size > 1 else ranks.device
-    print(f"on {where}, kernels: {options.impl}, out: {out}")
+    if not options.only_look:
+        print(f"on {where}, kernels: {options.impl}, out: {out}")
     return Run(name, recipe, options, out, start, config, tokenizer, data, held_out, plan, ranks)
 
 
@@ -86,7 +87,7 @@ def check(name: str, recipe: Recipe, options: Options) -> None:
     size = options.world_size or 1
     if options.dry_run and size % options.replicas:
         raise UserError(f"--replicas is {options.replicas}, must divide --world-size, {size}")
-    memory_alone = options.dry_run and options.data is None
+    memory_alone = options.dry_run and options.data is None and options.show_rows is None
     if not recipe.miniature and options.model is None and not memory_alone:
         what = "Hugging Face directory of Mistral-7B-v0.2 or of a model trained from it"
         raise UserError(f"{name} needs --model DIR, a {what}")

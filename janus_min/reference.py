@@ -6,6 +6,7 @@ a JSONL file per data set, under a header that says what they belong to. A file 
 refused; one that is incomplete is continued.
 """
 
+import gc
 import hashlib
 import json
 from contextlib import nullcontext
@@ -51,9 +52,12 @@ def add_reference(run: Run, first: int, weights: str) -> None:
             print(f"reference: {path}")
             continue
         if policy is None:
-            policy = load_model(Policy, directory, impl=run.options.impl, ranks=run.ranks)
+            with run.ranks.together():
+                policy = load_model(Policy, directory, impl=run.options.impl, ranks=run.ranks)
         print(f"reference: {directory}, into {path}")
         compute(run, policy, data, missing, path)
+    del policy
+    gc.collect()  # FSDP's modules refer to each other in circles
 
 
 def uncovered(rows: list[list[int]], known: np.ndarray) -> list[list[int]]:

@@ -87,7 +87,7 @@ def read_name(path: Path) -> int:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Removes what a killed run had not finished writing or deleting: at 7B, 87 GB each time."""
+    """Removes what a killed run had not finished writing or deleting: at 7B, 44 to 87 GB."""
     for path in [*out.glob("*.tmp"), *out.glob("*.old")]:
         shutil.rmtree(path)
 

@@ -63,7 +63,7 @@ def test_the_estimate_is_what_two_real_ranks_allocate(reward, checkpointing, opt
     job = Job(CONFIG, reward, TOKENS, optimizer, 2, 1, checkpointing, torch.float32)
     ours, theirs = estimate(job), measured(job)
     assert ours.keys() == theirs.keys() == set(PARTS)
-    assert sum(ours.values()) == pytest.approx(sum(theirs.values()), rel=0.03)
+    assert sum(ours.values()) == pytest.approx(sum(theirs.values()), rel=0.01)
     for part in ("weights", "gradients", "optimizer"):
         assert ours[part] == pytest.approx(theirs[part], rel=0.001), part
     assert ours["gathered"] == pytest.approx(theirs["gathered"], rel=0.05)
@@ -152,12 +152,19 @@ def test_the_table_has_every_7b_recipe(monkeypatch):
     assert lines[2] == "| `janus-7b`, adamw8bit | 98 / 98 | 26 / 26 | 14 / 14 | 4 / 4 |"
 
 
+def test_what_computes_nothing_is_no_kernel_to_train_with(program):
+    program("mini-sft", "--dry-run")
+    assert "--impl is memory, must be" in program.fails("mini-sft", "--impl", "memory")
+    assert torch.nn.functional.rms_norm.__module__ == "torch.nn.functional"
+
+
 def test_wrong_sizes(program, start):
     flags = ("janus-7b", "--dry-run", "--world-size", 4, "--replicas", 3)
     assert "--replicas is 3, must divide --world-size, 4" in program.fails(*flags)
     line = "--world-size goes with --dry-run; torchrun says how many processes train"
     assert line in program.fails("janus-7b", "--world-size", 4)
     assert "--world-size is 0, must be at least 1" in program.fails("janus-7b", "--world-size", 0)
+    assert "needs --model DIR" in program.fails("janus-7b", "--dry-run", "--show-rows", 2)
     out = program("janus-7b", "--dry-run", "--model", start, "--world-size", 2)
     assert "weights 0.0," in out  # the start model's shapes, not Mistral's
     (start / "config.json").write_text("{")

@@ -83,7 +83,7 @@ def test_a_number_is_stored_as_the_nearest_of_them(signed, width):
     code, x = dynamic_code(signed), torch.randn(6, width) * torch.rand(6, width) ** 3
     x = x if signed else x.square()
     x[3] = 0
-    codes, scale = quantise(x, code)
+    codes, scale = quantise(x, code, signed)
     assert codes.dtype == torch.uint8 and codes.shape == x.shape
     assert scale.shape == (6, -(-width // 256)) and (scale[3] == 0).all()
     stored = dequantise(codes, scale, code)
@@ -96,7 +96,7 @@ def test_a_number_is_stored_as_the_nearest_of_them(signed, width):
             nearest = (numbers - x[row, column]).abs().min()
             error = (stored[row, column] - x[row, column]).abs()
             assert error <= nearest * 1.001 + 1e-9
-    for part, whole in zip(quantise(x[2:5], code), (codes, scale)):
+    for part, whole in zip(quantise(x[2:5], code, signed), (codes, scale)):
         assert torch.equal(part, whole[2:5])
 
 

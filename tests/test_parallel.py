@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from safetensors.torch import load_file
 import train
 from janus_min import checkpoint, directories, parallel, resume
 from janus_min.checkpoint import load_model, save_model
-from janus_min.errors import UserError
 from janus_min.model import Policy, RewardModel, initialise, initialise_head, set_up_blocks
 from janus_min.objectives import OBJECTIVES, Counts
 from janus_min.parallel import Ranks, join, local, own_rows, rows_of_shard, whole
@@ -210,8 +210,7 @@ def test_checkpointing_changes_nothing_but_memory(kind):
 
 
 def test_compiled_and_checkpointed_blocks_train_the_same_model(arguments, program, tmp_path):
-    flags = [*arguments("sft"), "--steps", 1, "--row-tokens", 400, "--rows-per-step", 1]
-    del flags[flags.index("--eval-data") : flags.index("--eval-data") + 2]
+    flags = (*arguments("sft"), "--steps", 1)
     program(*flags, "--out", "plain")
     both = ("--compile", "--checkpointing", "full")
     train_on(1, *flags, "--out", "compiled", *both, seconds=300)
@@ -389,13 +388,42 @@ def test_wrong_numbers_of_ranks(arguments, program, monkeypatch):
     assert "--device is tpu, must be cuda or cpu" in program.fails(*flags, "--device", "tpu")
     line = "--checkpointing is some, must be none or full"
     assert line in program.fails(*flags, "--checkpointing", "some")
+
+
+def test_a_rank_without_a_gpu_says_so_itself(arguments, monkeypatch):
+    """The first rank may have one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="this machine has 1 GPUs, use --nproc-per-node 1"):
-        join()
+
+    def second_rank():
+        os.environ |= {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+        program_on(*arguments("sft"), "--out", "o")()
+
+    [end] = on_ranks(1, second_rank)
+    assert end.status == 2
+    assert end.err == "error: rank 1: this machine has 1 GPUs, use --nproc-per-node 1\n"
+
+
+def test_ranks_that_cannot_meet(arguments):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+
+        def work():
+            os.environ["MASTER_PORT"] = str(taken.getsockname()[1])
+            program_on(*arguments("sft"), "--out", "o")()
+
+        [end] = on_ranks(1, work)
+    assert end.status == 2 and end.err.splitlines()[-1].startswith("error: the ranks cannot meet: ")
+    assert "address already in use" in end.err.lower()
+
+
+def test_mistakes_and_a_dry_run_are_printed_once(arguments):
+    ends = on_ranks(2, program_on("mini-sft", "--epochs", "none"))
+    assert [end.status for end in ends] == [2, 2] and ends[0].err.count("\n") == 1
+    ends += on_ranks(2, program_on("mini-sft", "--dry-run"))
+    assert "memory per GPU" in ends[2].out
+    assert not any(end.out or end.err for end in (ends[1], ends[3]))
 
 
 def test_idle_ranks_are_named(arguments, tmp_path):
@@ -540,6 +568,8 @@ def test_what_cannot_be_exported(arguments, program, tmp_path, monkeypatch, caps
     assert "nowhere holds no saved state; a run keeps them" in export.fails("nowhere", "out")
     assert "arguments are required: out" in export.fails(state)
     content = json.loads((state / "state.json").read_text())
+    (state / "state.json").write_text(json.dumps(content | {"config": None}))
+    assert "state.json is damaged: 'recipe' and 'config' must be" in export.fails(state, "out")
     content["config"]["num_hidden_layers"] += 1
     (state / "state.json").write_text(json.dumps(content))
     line = "is the state of another model: model.layers.2.self_attn.q_proj.weight is missing"

@@ -32,8 +32,7 @@ def begin(command, folder, **more):
     while len(states(folder / "run/state")) < 2 and time.monotonic() < deadline:
         assert agent.poll() is None, agent.communicate()
         time.sleep(0.05)
-    ps = ["ps", "--ppid", str(agent.pid), "-o", "pid="]
-    ranks = [int(pid) for pid in subprocess.check_output(ps, text=True).split()]
+    ranks = map(int, open(f"/proc/{agent.pid}/task/{agent.pid}/children").read().split())
     ranks = [pid for pid in ranks if "train.py" in command_of(pid)]
     assert len(ranks) == 2
     return agent, sorted(ranks, key=rank_of)
@@ -84,6 +83,7 @@ def test_a_rank_that_is_killed_ends_the_run(command, tmp_path):
     os.kill(ranks[1], signal.SIGKILL)
     err = all_gone(agent, ranks)
     assert "Signal 9 (SIGKILL) received" in err
+    assert "rank 0 has lost another one, whose own message says why" in err
     goes_on(command, tmp_path)
 
 
@@ -93,7 +93,7 @@ def test_a_signal_to_torchrun_saves_the_step_on_all_ranks(command, tmp_path):
     err = all_gone(agent, ranks)
     step = int(re.search(r"interrupted after step (\d+), which is saved", err)[1])
     assert states(tmp_path / "run/state")[-1].name == f"step-{step:08d}"
-    assert err.count("interrupted after step") == 1
+    assert err.count("interrupted after step") == err.count("finishing this step") == 1
     goes_on(command, tmp_path)
 
 

@@ -1,7 +1,7 @@
 """Training steps of a 7B model on one GPU: tokens/s, MFU and peak memory, beside Hugging Face.
 
-    torchrun --nproc-per-node 1 -m tests.bench.step [--out FILE.json]
-    python -m tests.bench.step --tiny               the same code on a CPU, to see that it works
+    python -m tests.bench.step [--out FILE.json]
+    python -m tests.bench.step --tiny           the same code on a CPU, to see that it works
 
 Both sides have the shapes and the same random weights, take the same rows of 8,192 random tokens
 (one document, so that Hugging Face needs no padding) and make whole optimizer steps, each side in a
@@ -178,8 +178,8 @@ def main() -> None:
     for side in SIDES:
         flags = ["--side", side, "--rounds", str(given.rounds), *["--tiny"][: given.tiny]]
         command = [sys.executable, "-m", "tests.bench.step", *flags]
-        own = {k: v for k, v in environment().items() if k not in ("RANK", "LOCAL_RANK")}
-        done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+        settings = dict(cwd=ROOT, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(command, **settings)
         last = (done.stdout.strip().splitlines() or [""])[-1]
         error = (done.stderr.strip().splitlines() or ["?"])[-1]
         table["sides"][side] = json.loads(last) if done.returncode == 0 else {"failed": error}
