@@ -32,7 +32,7 @@ from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.memory import Job, report
 from janus_min.model import RewardModel
 from janus_min.objectives import OBJECTIVES
-from janus_min.parallel import Ranks, join, local, reshard, run_rank, whole
+from janus_min.parallel import Ranks, fail, join, local, reshard, run_rank, whole
 from janus_min.prepare import check, check_out, prepare
 from janus_min.progress import clock
 from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe
@@ -206,9 +206,11 @@ def require_finite(run: Run, step: int, losses: list[float], norm: float) -> Non
         if not math.isfinite(loss):
             sources = ", ".join(run.data.examples[i].source for i in indices)
             where = f"row {number} ({sources})"
-            run.ranks.end(f"loss is {loss} in step {step + 1}, {where}; {what_is_left(run)}")
+            text = f"loss is {loss} in step {step + 1}, {where}; {what_is_left(run)}"
+            fail(text, shared=True)
     if not math.isfinite(norm):
-        run.ranks.end(f"the gradient's norm is {norm} in step {step + 1}; {what_is_left(run)}")
+        text = f"the gradient's norm is {norm} in step {step + 1}; {what_is_left(run)}"
+        fail(text, shared=True)
 
 
 def require_finite_weights(run: Run, model: nn.Module, done: int) -> None:

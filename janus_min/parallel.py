@@ -84,12 +84,6 @@ class Ranks:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def end(self, text: str) -> NoReturn:
-        """Raises the UserError that every rank raises here; the first one prints it."""
-        error = UserError(text)
-        error.shared = True
-        raise error
-
     @contextmanager
     def together(self) -> Iterator[None]:
         """What fails on one rank within this block fails on all at its end, with its message.
@@ -109,13 +103,13 @@ class Ranks:
         failed = [(rank, text) for rank, text in enumerate(texts) if text is not None]
         if failed:
             rank, text = failed[0]
-            self.end(text if set(texts) == {text} else f"rank {rank}: {text}")
+            fail(text if set(texts) == {text} else f"rank {rank}: {text}", shared=True)
 
     def prepare(self, model: nn.Module) -> None:
         """Divides a model on the meta device among the ranks, and gives it memory, not values.
 
-        They keep their dtype, fp32 in training, are gathered in `dtype`, and their gradients are
-        added up in fp32.
+        Weights keep their dtype, fp32 in training; they are gathered in the ranks' `dtype`, and
+        their gradients are added up in fp32.
         """
         if self.mesh is not None:
             policy = MixedPrecisionPolicy(
@@ -142,9 +136,7 @@ def join(device: str | None = None, replicas: int = 1) -> Ranks:
         raise UserError(f"--replicas is {replicas}, must divide the number of processes, {size}")
     if device == "cuda":
         if local >= (found := torch.cuda.device_count()):
-            error = UserError(f"this machine has {found} GPUs, use --nproc-per-node {found}")
-            error.shared = False
-            raise error
+            fail(f"this machine has {found} GPUs, use --nproc-per-node {found}", shared=False)
         torch.cuda.set_device(local)
     if device == "cpu" and not launched:
         return ALONE
@@ -154,13 +146,20 @@ def join(device: str | None = None, replicas: int = 1) -> Ranks:
         try:
             dist.init_process_group(backend, timeout=PATIENCE, **({} if launched else alone))
         except dist.DistError as error:  # a port that is taken, a machine that does not answer
-            raise UserError(f"the ranks cannot meet: {last_line(error)}") from None
+            fail(f"the ranks cannot meet: {last_line(error)}", shared=False)
         if rank:
             sys.stdout = open(os.devnull, "w")  # the first rank speaks for all
     shape = (size,) if replicas == 1 else (replicas, size // replicas)
     names = ("replicate", "shard")[-len(shape) :]
     mesh = init_device_mesh(device, shape, mesh_dim_names=names)
     return Ranks(rank, size, device, mesh, compute_dtype(device))
+
+
+def fail(text: str, *, shared: bool) -> NoReturn:
+    """Raises a UserError that all ranks raise here, and the first one prints, or this one alone."""
+    error = UserError(text)
+    error.shared = shared
+    raise error from None
 
 
 def run_rank(main: Callable[[], None]) -> None:
