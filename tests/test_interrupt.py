@@ -7,6 +7,14 @@ import pytest
 from janus_min.interrupt import Interruptible
 
 
+@pytest.fixture(autouse=True)
+def interruptible_at_all():
+    """A shell starts what it puts into the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_is_noted_and_the_second_acts(number, capsys):
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
