@@ -70,9 +70,11 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
     )
     places = sum(-(-len(step) // ranks.size) * ranks.size for step in plan)
     if places > rows:
+        # A step of pairs is the same in however many rows.
+        more = "; --row-tokens cuts it into more rows" if recipe.pairs_per_step else ""
         print(
             f"warning: {1 - rows / places:.0%} of the work is empty rows, because {ranks.size} "
-            f"processes share steps of about {rows / len(plan):.1f} rows"
+            f"processes share steps of about {rows / len(plan):.1f} rows{more}"
         )
     where = f"{ranks.size} x {ranks.device}" if ranks.size > 1 else ranks.device
     if not options.only_look:

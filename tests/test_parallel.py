@@ -434,6 +434,8 @@ def test_idle_ranks_are_named(arguments, tmp_path):
     assert f"warning: {share} of the work is empty rows, because 4 processes share steps" in end.out
     end = train_on(1, *arguments("sft"), "--out", "p", "--steps", 1)
     assert "warning" not in end.out
+    end = train_on(4, *arguments("orpo"), "--out", "q", "--steps", 1)
+    assert re.search(r"warning: .* of about \d.\d rows; --row-tokens cuts it into more", end.out)
 
 
 def on_rank(number: int, work) -> None:
