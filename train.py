@@ -168,10 +168,11 @@ def add_up(
     count: int,
     received: int | None = None,
 ) -> tuple[dict[str, float], list[float], int | None]:
-    """The sum of each metric over the `count` rows of a step, and the rows' shares of the loss.
+    """The sum of each metric over the `count` rows of a step, each row's share of the loss, and the
+    signal that some rank `received`, if any did.
 
-    Ranks fill in their own rows of one table, so that all of them end up with the same numbers, and
-    with the same signal if one of them `received` it.
+    `shares` are this rank's: the number of a row, None for an empty one, and its loss and metrics.
+    Ranks fill in their own rows of one table, so that all of them end up with the same numbers.
     """
     names = list(shares[0][1])
     own = torch.stack([torch.stack([*share.values()]) for _, share in shares]).double().cpu()

@@ -67,8 +67,8 @@ def dynamic_code(signed: bool) -> Tensor:
     Second moments have no sign and use its bit for the place.
 
     Note: bitsandbytes rounds the smallest second moments to 0. If such a weight's gradient shrinks,
-    its next update is divided by almost nothing (arXiv 2309.01507, section 4.1). Here they round up
-    to the smallest number above 0.
+    its next update is divided by almost nothing (the zero-point problem of arXiv 2309.01507). Here
+    they round up to the smallest number above 0.
     """
     bits = 6 if signed else 7  # for the zeros and the place
     parts = []

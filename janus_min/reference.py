@@ -24,6 +24,7 @@ from janus_min.directories import hash_files
 from janus_min.errors import UserError
 from janus_min.losses import sequence_logps
 from janus_min.model import Policy
+from janus_min.parallel import fail
 from janus_min.progress import Progress
 from janus_min.run import Data, Run
 
@@ -87,7 +88,7 @@ def compute(run: Run, policy: Policy, data: Data, rows: list[list[int]], path: P
             table[before : before + len(own)] = logps.float().cpu().view(-1, 2)
             values = ranks.sum(table).numpy()
             if not np.isfinite(values).all():
-                raise UserError("the reference model's log-probabilities are not finite")
+                fail("the reference model's log-probabilities are not finite", shared=True)
             data.reference_logps[indices] = values
             done = start + len(group)
             if not ranks.first:

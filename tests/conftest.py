@@ -15,7 +15,7 @@ from janus_min.recipes import Recipe
 from janus_min.row import Example
 from janus_min.tokenizer import Tokenizer
 from tests.programs import Program
-from tests.runs import write_data
+from tests.runs import RECIPES, write_data, write_pairs
 
 torch.set_num_threads(1)  # on tensors this small a second thread only waits
 
@@ -148,3 +148,23 @@ def small(start, tmp_path) -> tuple:
     data = write_data(tmp_path / "data.jsonl")
     flags = ("--row-tokens", 64, "--rows-per-step", 1, "--learning-rate", 1e-2, "--save-every", 2)
     return ("janus-7b", "--model", start, "--data", data, *flags)
+
+
+@pytest.fixture
+def rows_for_ranks(tmp_path, world, monkeypatch):
+    """The arguments of a run of a few steps of several rows, in a folder of its own. The last step
+    of an epoch has fewer rows than there are ranks."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "start", world)
+
+    def arguments(objective):
+        write = write_data if objective == "sft" else write_pairs
+        data, held_out = write(tmp_path / "data.jsonl", 13), write(tmp_path / "held-out.jsonl", 3)
+        flags = ("--max-tokens", 48, "--epochs", 2, "--warmup-steps", 0, "--eval-data", held_out)
+        size = ("--row-tokens", 96, "--pairs-per-step", 6)
+        if objective == "sft":
+            size = ("--row-tokens", 64, "--rows-per-step", 3)
+        flags += ("--learning-rate", 1e-3, "--eval-every", 1, "--optimizer", "adamw")
+        return (RECIPES[objective], "--model", tmp_path / "start", "--data", data, *flags, *size)
+
+    return arguments

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -52,3 +53,18 @@ def assert_same_run(first: Path, second: Path) -> None:
     assert metrics(first) == metrics(second)
     config = [json.loads((out / "model" / "config.json").read_text()) for out in (first, second)]
     assert config[0] == config[1]
+
+
+def same_numbers(ours: dict, theirs: dict, rel: float = 1e-5) -> None:
+    """Metrics of one step, the same keys and to rounding the same values."""
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, rel=rel, abs=1e-6), name
+
+
+def same_model(first: Path, second: Path, **tolerance) -> None:
+    """The same exported weights, to rounding."""
+    ours, theirs = (load_file(out / "model" / "model.safetensors") for out in (first, second))
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], **tolerance)

@@ -100,6 +100,7 @@ ALLOWED = {
         "errors",
         "losses",
         "model",
+        "parallel",
         "progress",
         "run",
     },

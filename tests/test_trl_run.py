@@ -9,6 +9,7 @@ from janus_min.data import load_examples
 from janus_min.formats import pair_row
 from janus_min.tokenizer import Tokenizer
 from tests.peers import transformers
+from tests.ranks import train_on
 from tests.runs import metrics, write_pairs
 
 from datasets import Dataset  # isort: skip
@@ -74,11 +75,14 @@ def test_ids_losses_gradients_and_rates_are_trls_at_every_step(program, start, t
     flags = ("--pairs-per-step", len(examples), "--epochs", EPOCHS, "--learning-rate", RATE)
     flags += ("--beta", BETA, "--warmup-steps", 0, "--row-tokens", 128, "--max-tokens", 64)
     flags += ("--optimizer", "adamw")
-    program("janus-dpo-7b", "--model", start, "--data", data, "--out", "o", *flags)
-    ours = metrics(tmp_path / "o")
-    assert len(ours) == len(wanted) == EPOCHS
-    assert ours[-1]["loss"] < ours[0]["loss"] - 0.01
-    for line, their_line in zip(ours, wanted):
-        assert line["lr"] == pytest.approx(their_line["learning_rate"])
-        for name in NAMES:
-            assert line[name] == pytest.approx(their_line[name], rel=1e-4, abs=1e-5), name
+    flags = ("janus-dpo-7b", "--model", start, "--data", data, *flags)
+    program(*flags, "--out", "alone")
+    train_on(2, *flags, "--out", "ranks")  # each has some of the step's rows
+    for out in ("alone", "ranks"):
+        ours = metrics(tmp_path / out)
+        assert len(ours) == len(wanted) == EPOCHS
+        assert ours[-1]["loss"] < ours[0]["loss"] - 0.01
+        for line, their_line in zip(ours, wanted):
+            assert line["lr"] == pytest.approx(their_line["learning_rate"])
+            for name in NAMES:
+                assert line[name] == pytest.approx(their_line[name], rel=1e-4, abs=1e-5), name
