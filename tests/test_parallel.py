@@ -24,7 +24,7 @@ from tests.conftest import (
     tiny_reward_model,
 )
 from tests.ranks import on_ranks, program_on, train_on
-from tests.runs import RECIPES, metrics, same_model, same_numbers
+from tests.runs import RECIPES, metrics, same_model, same_numbers, write_data
 
 # Who does what
 
@@ -167,12 +167,12 @@ def test_checkpointing_changes_nothing_but_memory(kind):
 def test_compiled_and_checkpointed_blocks_train_the_same_model(
     rows_for_ranks, program, tmp_path, world
 ):
-    """Code is compiled once for all blocks: nine graphs of their own would reach PyTorch's limit of
-    eight. The rows have several layouts."""
+    """Code is compiled once for all nine blocks, and not for each layout of a row."""
     sizes = dict(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=64)
     save_model(tiny_policy(num_hidden_layers=9, **sizes), tmp_path / "deep", world, torch.float32)
-    flags = (*rows_for_ranks("sft"), "--model", tmp_path / "deep", "--steps", 1)
-    flags += ("--rows-per-step", 10)
+    flags = (*rows_for_ranks("sft"), "--model", tmp_path / "deep", "--steps", 2)
+    flags += ("--row-tokens", 64, "--rows-per-step", 20, "--max-tokens", 64)
+    write_data(tmp_path / "data.jsonl", 40)
     program(*flags, "--out", "plain")
     both = ("--compile", "--checkpointing", "full")
 
@@ -183,8 +183,10 @@ def test_compiled_and_checkpointed_blocks_train_the_same_model(
             print(f"graphs: {torch._dynamo.utils.counters['stats']['unique_graphs']}")
 
     [end] = on_ranks(1, compiled, seconds=300)
-    assert end.status == 0 and "recompile_limit" not in end.err, end
-    assert 2 <= int(re.search(r"graphs: (\d+)", end.out)[1])
+    assert end.status == 0, end
+    # Before and behind attention, with a gradient and without, for one length and then for any: 12
+    # in torch 2.13. With attention compiled for each layout they are 36.
+    assert 2 <= int(re.search(r"graphs: (\d+)", end.out)[1]) < 24
     for ours, theirs in zip(metrics(tmp_path / "compiled"), metrics(tmp_path / "plain")):
         same_numbers(ours, theirs, rel=1e-4)
     same_model(tmp_path / "compiled", tmp_path / "plain", rtol=1e-4, atol=1e-5)
