@@ -1,11 +1,15 @@
 """Small real things that the tests share: tokenizers, checkpoints, rows."""
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported, below
 
 import train
 from janus_min.checkpoint import save_model
@@ -40,6 +44,15 @@ def world(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("world")
     write_world(directory)
     return directory
+
+
+@pytest.fixture
+def poison():
+    """Memory that nobody has written is NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def tiny_config(**changes) -> ModelConfig:

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import attention as attention_module
+from kernels import by_document
 from kernels import linear_cross_entropy as head_module
-from kernels.attention import attention, documents
+from kernels.attention import attention
+from kernels.by_document import documents
 from kernels.linear_cross_entropy import token_logps
 
 
@@ -68,7 +69,7 @@ def test_reference_attention_equals_the_definition(layout):
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_torch_attention_equals_reference(layout, heads, chunk, monkeypatch):
-    monkeypatch.setattr(attention_module, "QUERY_CHUNK", chunk)
+    monkeypatch.setattr(by_document, "QUERY_CHUNK", chunk)
     key_end = LAYOUTS[layout]
     inputs = random_qkv(len(key_end), *heads)
     upstream = torch.randn(len(key_end), heads[0], 8, dtype=torch.float64)
