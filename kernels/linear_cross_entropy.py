@@ -15,31 +15,24 @@ The logits are computed again in the backward pass instead of being stored: g_i 
 and dW is a sum over tokens that cannot be rescaled afterwards. The one number kept per token is its
 log-sum-exp. Positions without a target (−1) cost nothing: no logits are computed there.
 
-Shapes: N tokens of the row, D width, V vocabulary.
+`reference` is the specification. On a CPU, `ChunkedLogps` takes some tokens at a time. On a GPU,
+`by_slice` takes some of the vocabulary at a time, with all tokens: its matrix products are as large
+as they can be, dW is written once, each slice of it summed over tokens within one product, in fp32,
+and what accumulates over slices is dh, which is smaller than dW would be and is kept in fp32.
+Products are PyTorch's, as nobody's are faster; two Triton kernels do what lies between them.
+
+Shapes: N tokens of the row, M of them with a target, D width, V vocabulary.
 """
 
 import torch
 from torch import Tensor
 
-CHUNK_LOGITS = 1 << 22  # logits that exist at a time (16 MiB in fp32), whatever N and V are
+from kernels import launch
+from kernels.launch import jit, tl
 
-
-def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, impl: str) -> Tensor:
-    """Log-probability of `targets[i]` given `hidden[i]`, in nats.
-
-    hidden is (N, D), weight (V, D), targets (N,) integers in [−1, V). Returns (N,) in fp32 (fp64
-    for fp64 inputs), 0 where the target is −1. Raises ValueError for shapes or an `impl` it does
-    not know.
-    """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"token_logps: impl is {impl!r}, must be one of {sorted(IMPLEMENTATIONS)}")
-    N, D = hidden.shape
-    if weight.ndim != 2 or weight.shape[1] != D or targets.shape != (N,):
-        raise ValueError(
-            f"token_logps: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets "
-            f"{tuple(targets.shape)}; needed are (N, D), (V, D) and (N,)"
-        )
-    return IMPLEMENTATIONS[impl](hidden, weight, targets)
+CHUNK_LOGITS = 1 << 22  # logits at a time on a CPU (16 MiB in fp32), whatever N and V are
+SLICE_LOGITS = 1 << 26  # the same on a GPU (128 MiB in bf16)
+BLOCK = 4096  # logits of one token that a kernel has in registers
 
 
 def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -48,6 +41,9 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     logps = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
     picked = logps.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     return picked.where(targets >= 0, 0.0)
+
+
+# On a CPU
 
 
 class ChunkedLogps(torch.autograd.Function):
@@ -93,4 +89,181 @@ def _chunks(tokens: int, vocabulary: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, tokens, step)]
 
 
-IMPLEMENTATIONS = {"reference": reference, "torch": ChunkedLogps.apply}
+# On a GPU
+
+
+@jit
+def _absorb(t_z, t_targets, t_top, t_total, t_picked, first, width, BLOCK: tl.constexpr):
+    """Adds one token's logits from `first` on, (M, width), to its running softmax.
+
+    top is its largest logit so far and total = Σ exp(z − top), as in `attention.py`; picked is the
+    logit of its target.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    top, total = tl.load(t_top + token), tl.load(t_total + token)
+    t_row = t_z + token * width
+    for start in range(0, width, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        z = tl.load(t_row + column, mask=column < width, other=float("-inf"))
+        z = z.to(tl.float32)
+        new = tl.maximum(top, tl.max(z, 0))
+        total = total * tl.exp(top - new) + tl.sum(tl.exp(z - new), 0)
+        top = new
+    tl.store(t_top + token, top)
+    tl.store(t_total + token, total)
+    place = tl.load(t_targets + token) - first
+    here = (place >= 0) & (place < width)
+    picked = tl.load(t_row + place, mask=here, other=0.0)
+    tl.store(t_picked + token, picked.to(tl.float32), mask=here)
+
+
+@jit
+def _differentiate(t_z, t_targets, t_lse, t_g, first, width, BLOCK: tl.constexpr):
+    """Puts dz = g · (e(t) − p) in the place of a block of one token's logits from `first` on."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    t_block = t_z + token * width + column
+    z = tl.load(t_block, mask=inside, other=float("-inf")).to(tl.float32)
+    p = tl.exp(z - tl.load(t_lse + token))
+    one_hot = (first + column == tl.load(t_targets + token)).to(tl.float32)
+    dz = tl.load(t_g + token) * (one_hot - p)  # the difference in fp32, before any rounding
+    tl.store(t_block, dz.to(t_z.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("janus_min::token_logps", mutates_args=())
+def _token_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """log p and the log-sum-exp of each token, both (N,) in fp32 and 0 without a target."""
+    launch.require_triton("token_logps", hidden, weight, targets)
+    launch.require_dtypes("token_logps", hidden=hidden, weight=weight)
+    scored, h, t = _scored(hidden, targets)
+    require_targets(t, targets, len(weight))
+    top, total, picked = h.new_empty(3, len(t), dtype=torch.float32)
+    top.fill_(-1e30)  # finite, so that top − new is a number
+    total.zero_()
+    with torch.cuda.device_of(h):
+        for columns in slices(len(t), len(weight)):
+            z = h @ weight[columns].T  # (M, width)
+            _absorb[(len(t),)](
+                z, t, top, total, picked, columns.start, z.shape[1], BLOCK, num_warps=8
+            )
+            del z  # before the next one is made
+    lse = top + total.log()
+    zeros = top.new_zeros(len(targets))
+    return zeros.index_copy(0, scored, picked - lse), zeros.index_copy(0, scored, lse)
+
+
+@_token_logps.register_fake
+def _(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logps = hidden.new_empty(len(targets), dtype=torch.float32)
+    return logps, torch.empty_like(logps)
+
+
+@torch.library.custom_op("janus_min::token_logps_backward", mutates_args=())
+def _token_logps_backward(
+    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """dhidden (N, D) and dweight (V, D)."""
+    scored, h, t = _scored(hidden, targets)
+    g, lse = grad[scored], lse[scored]
+    dweight = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    dh = None
+    with torch.cuda.device_of(h):
+        for columns in slices(len(t), len(weight)):
+            z = h @ weight[columns].T
+            _differentiate[(len(t), -(-z.shape[1] // BLOCK))](
+                z, t, lse, g, columns.start, z.shape[1], BLOCK, num_warps=8
+            )
+            torch.mm(z.T, h, out=dweight[columns])
+            part = z @ weight[columns]
+            dh = part.float() if dh is None else dh.add_(part)
+            del z, part
+    dhidden = hidden.new_zeros(hidden.shape)
+    return dhidden.index_copy_(0, scored, dh.to(h.dtype)), dweight
+
+
+@_token_logps_backward.register_fake
+def _(
+    grad: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    return hidden.new_empty(hidden.shape), weight.new_empty(weight.shape)
+
+
+def _scored(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which positions have a target, (M,), their hidden states and targets. Waits for the GPU."""
+    scored = (targets >= 0).nonzero()[:, 0]
+    return scored, hidden[scored], targets[scored]
+
+
+def require_targets(scored: Tensor, targets: Tensor, vocabulary: int) -> None:
+    """Raises ValueError for a target that is neither −1 nor in the vocabulary."""
+    for wrong in (targets[targets < -1], scored[scored >= vocabulary]):
+        if len(wrong):
+            raise ValueError(
+                f"token_logps: a target is {int(wrong[0])}, must be −1 or below {vocabulary}"
+            )
+
+
+def slices(tokens: int, vocabulary: int) -> list[slice]:
+    """The vocabulary in equal slices of SLICE_LOGITS logits at most, a multiple of 128 wide."""
+    count = max(1, -(-tokens * vocabulary // SLICE_LOGITS))
+    width = -(-vocabulary // count // 128) * 128
+    return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
+
+
+def _save(ctx, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _gradients(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_token_logps_backward(grad, *ctx.saved_tensors), None
+
+
+_token_logps.register_autograd(_gradients, setup_context=_save)
+
+
+def _forward_bytes(hidden: Tensor, weight: Tensor, targets: Tensor) -> int:
+    width = slices(len(hidden), len(weight))[0].stop
+    return hidden.nbytes + len(hidden) * (width * hidden.itemsize + 5 * 4 + 2 * 8)
+
+
+def _backward_bytes(grad: Tensor, hidden: Tensor, weight: Tensor, *_: Tensor) -> int:
+    width = slices(len(hidden), len(weight))[0].stop
+    sums = hidden.numel() * (4 + hidden.itemsize)  # dh in fp32, and a slice's share
+    return hidden.nbytes + sums + len(hidden) * (width * hidden.itemsize + 2 * 4 + 2 * 8)
+
+
+# Bytes that an operation allocates besides its results, by its inputs, if every token has a target.
+WORKSPACES = {
+    torch.ops.janus_min.token_logps.default: _forward_bytes,
+    torch.ops.janus_min.token_logps_backward.default: _backward_bytes,
+}
+
+
+def by_slice(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """`reference` with a slice of the vocabulary at a time, and only where there is a target."""
+    return _token_logps(hidden, weight, targets)[0]
+
+
+# The operation
+
+
+def token_logps(hidden: Tensor, weight: Tensor, targets: Tensor, impl: str) -> Tensor:
+    """Log-probability of `targets[i]` given `hidden[i]`, in nats.
+
+    hidden is (N, D), weight (V, D), targets (N,) integers in [−1, V). `impl` is "triton" on a GPU,
+    "torch" on a CPU, or "reference". Returns (N,) in fp32 (fp64 for fp64 inputs), 0 where the
+    target is −1. Raises ValueError for what the implementation does not take.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"token_logps: impl is {impl!r}, must be one of {sorted(IMPLEMENTATIONS)}")
+    N, D = hidden.shape
+    if weight.ndim != 2 or weight.shape[1] != D or targets.shape != (N,):
+        raise ValueError(
+            f"token_logps: hidden is {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets "
+            f"{tuple(targets.shape)}; needed are (N, D), (V, D) and (N,)"
+        )
+    return IMPLEMENTATIONS[impl](hidden, weight, targets)
+
+
+IMPLEMENTATIONS = {"reference": reference, "torch": ChunkedLogps.apply, "triton": by_slice}
