@@ -1,7 +1,7 @@
 """What forward and backward passes allocate, watched operation by operation.
 
-Works on real tensors and on fake ones. For the estimate, attention, norms and the output head are
-put in by what their kernels allocate: operations within a kernel are not seen from outside.
+Works on real tensors and on fake ones. What a kernel allocates for itself is not seen from outside:
+each says how much that is. For the estimate, norms are put in by what they allocate on a GPU.
 """
 
 import sys
@@ -20,55 +20,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from kernels import attention, linear_cross_entropy
 
 PARTS = ("weights", "gradients", "optimizer", "gathered", "activations", "loss")
-
-# Kernels by what they allocate
-
-
-class AttentionMemory(torch.autograd.Function):
-    """Allocates what fused attention does: output and log-sum-exp, which are kept with its inputs;
-    backward, the gradients, those of keys and values for every query head before they are added."""
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        lse = q.new_empty(q.shape[:2], dtype=torch.float32)
-        output = torch.empty_like(q)
-        ctx.save_for_backward(q, k, v, output, lse)
-        return output.clone()  # from (heads, N, Dh) to (N, heads, Dh)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *_ = ctx.saved_tensors
-        whole = [torch.empty_like(q) for _ in range(2)]
-        del whole
-        return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-class HeadMemory(torch.autograd.Function):
-    """Allocates what `ChunkedLogps` does if every position has a target."""
-
-    @staticmethod
-    def chunk(h: Tensor, weight: Tensor) -> Tensor:
-        """The logits of one chunk, as they are computed and in fp32."""
-        size = min(linear_cross_entropy.CHUNK_LOGITS, len(h) * len(weight))
-        return h.new_empty(size).float()
-
-    @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor) -> Tensor:
-        h = hidden.clone()
-        lse = h.new_empty(len(h), dtype=torch.float32)
-        HeadMemory.chunk(h, weight)
-        ctx.save_for_backward(h, weight, lse)
-        return torch.empty_like(lse)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        h, weight, _ = ctx.saved_tensors
-        dh = torch.empty_like(h)
-        dweight = torch.empty_like(weight, dtype=torch.float32)
-        logits = HeadMemory.chunk(h, weight)
-        part = torch.empty_like(weight)  # one chunk's share of dweight
-        del logits, part
-        return dh.clone(), dweight.to(weight.dtype)
+WORKSPACES = attention.WORKSPACES | linear_cross_entropy.WORKSPACES
+HEAD = linear_cross_entropy.WORKSPACES.keys()
 
 
 class NormMemory(torch.autograd.Function):
@@ -84,33 +37,20 @@ class NormMemory(torch.autograd.Function):
         return torch.empty_like(grad)
 
 
-def attention_memory(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
-    """In the place of attention."""
-    return AttentionMemory.apply(q, k, v)
-
-
-def head_memory(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """In the place of the head."""
-    return HeadMemory.apply(hidden, weight)
-
-
 def norm_memory(x: Tensor, shape: tuple[int, ...], eps: float) -> Tensor:
     """In the place of `F.rms_norm`."""
     return NormMemory.apply(x)
 
 
 @contextmanager
-def kernels_by_memory() -> Iterator[None]:
-    """Within it, `impl="memory"` allocates as kernels on a GPU do, and computes nothing."""
+def norms_by_memory() -> Iterator[None]:
+    """Within it, norms allocate as they do on a GPU, and compute nothing."""
     norm = F.rms_norm
-    attention.IMPLEMENTATIONS["memory"] = attention_memory
-    linear_cross_entropy.IMPLEMENTATIONS["memory"] = head_memory
     F.rms_norm = norm_memory
     try:
         yield
     finally:
         F.rms_norm = norm
-        del attention.IMPLEMENTATIONS["memory"], linear_cross_entropy.IMPLEMENTATIONS["memory"]
 
 
 # Adding up what is alive
@@ -149,9 +89,14 @@ class Tracker(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it does the same on its own rows, which comes back here
         result = func(*args, **(kwargs or {}))
+        part = "loss" if func in HEAD else whose()
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self.boxes:
-                self.claim([tensor], whose())
+                self.claim([tensor], part)
+        if func in WORKSPACES:  # what it allocates within and has freed again
+            box = [part, 0]
+            self.change(box, size=WORKSPACES[func](*args))
+            self.change(box, size=0)
         return result
 
     def claim(self, tensors: list[Tensor], part: str) -> None:
@@ -173,20 +118,11 @@ class Tracker(TorchDispatchMode):
             self.peak = dict(self.now)
 
 
-HEAD = {
-    function.__code__
-    for kind in (HeadMemory, linear_cross_entropy.ChunkedLogps)
-    for function in (kind.forward, kind.backward)
-}
-
-
 def whose() -> str:
-    """What an operation allocates for, by who called it: FSDP, the head, or the other modules."""
+    """What an operation allocates for, by who called it: FSDP or the modules."""
     frame = sys._getframe(2)
     while frame is not None:
         if "_fully_shard" in frame.f_code.co_filename:
             return "gathered"
-        if frame.f_code in HEAD:
-            return "loss"
         frame = frame.f_back
     return "activations"

@@ -2,8 +2,8 @@
 
 Two rows go forward and backward through the real model under the real FSDP2, on fake tensors, which
 have shapes but no memory, and in a process group that only pretends to communicate. After every
-operation the bytes that are alive are added up. Attention, norms and the output head are put in by
-what their kernels allocate; the optimizer's state is added.
+operation the bytes that are alive are added up. Kernels say what they need besides; the optimizer's
+state is added.
 
     python -m janus_min.memory [--model DIR]    a table of all 7B recipes at 1, 4, 8 and 64 GPUs
 
@@ -25,7 +25,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from janus_min import cli
-from janus_min.allocations import Tracker, kernels_by_memory
+from janus_min.allocations import Tracker, norms_by_memory
 from janus_min.config import ModelConfig
 from janus_min.model import Policy, RewardModel, set_up_blocks
 from janus_min.optim import empty_state, make_optimizer
@@ -79,14 +79,14 @@ def estimate(job: Job) -> dict[str, float]:
     in. Activations are what the backward pass needs, and its own intermediate results.
     """
     with (
-        kernels_by_memory(),
+        norms_by_memory(),
         pretended_mesh(job.world_size, job.replicas) as mesh,
         FakeTensorMode(),
     ):
         ranks = Ranks(0, job.world_size, "cpu", mesh, job.dtype)
         tracker = Tracker()
         with torch.device("meta"):
-            model = (RewardModel if job.reward else Policy)(job.config, "memory")
+            model = (RewardModel if job.reward else Policy)(job.config, "triton")
         ranks.prepare(model)
         set_up_blocks(model, checkpointing=job.checkpointing == "full", compile=False)
         parameters = list(model.parameters())

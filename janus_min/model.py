@@ -25,8 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from janus_min.config import ModelConfig
 from janus_min.parallel import local, own_rows
 from janus_min.row import Row
-from kernels.attention import attention
+from kernels.attention import attention, tile_tables
 from kernels.linear_cross_entropy import token_logps
+from kernels.tiles import Tiles
 
 
 class RMSNorm(nn.Module):
@@ -65,7 +66,7 @@ class KeyValueCache(Protocol):
     """What generation puts in the place of attention over a row (`sampling.py`)."""
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | Tiles | None, impl: str
     ) -> Tensor: ...
 
 
@@ -86,7 +87,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        key_end: Tensor,
+        key_end: Tensor | Tiles | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), table)  # (N, H, Dh)
@@ -134,7 +135,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        key_end: Tensor,
+        key_end: Tensor | Tiles | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
         """x (N, D) -> (N, D)."""
@@ -147,7 +148,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ModelConfig, impl: str):
         super().__init__()
-        self.config = config
+        self.config, self.impl = config, impl
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, layer, impl) for layer in range(config.num_hidden_layers)
@@ -155,11 +156,20 @@ class Trunk(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, inputs: Tensor, positions: Tensor, key_end: Tensor, cache: KeyValueCache | None = None
+        self,
+        inputs: Tensor,
+        positions: Tensor,
+        key_end: Tensor | None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """inputs, positions, key_end (N,) -> hidden states (N, D), normalised."""
+        """inputs, positions, key_end (N,) -> hidden states (N, D), normalised.
+
+        key_end is None where there is no row, because the cache knows what each token sees.
+        """
         x = self.embed_tokens(inputs)
         table = rotary_table(positions, self.config)
+        if self.impl == "triton" and key_end is not None:
+            key_end = tile_tables(key_end, x.dtype)  # once for all layers
         for block in self.layers:
             x = block(x, table, key_end, cache)
         return self.norm(x)
@@ -214,8 +224,9 @@ def set_up_blocks(model: nn.Module, *, checkpointing: bool, compile: bool) -> No
     for block in model.model.layers:
         block.checkpointing = checkpointing
         if compile:
-            # Which depends on where documents end: it would be compiled anew for each row.
-            block.self_attn.attention = torch.compiler.disable(attention)
+            if block.self_attn.impl != "triton":
+                # It depends on where documents end: it would be compiled anew for each row.
+                block.self_attn.attention = torch.compiler.disable(attention)
             block.compute = torch.compile(block.compute)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from janus_min import checkpoint, miniature
 from janus_min.config import ModelConfig
 from janus_min.data import load_examples, reasons
+from janus_min.device import pick_impl
 from janus_min.directories import hash_files
 from janus_min.errors import UserError, require
 from janus_min.formats import pair_row, require_jsonl, reward_row, sft_row
@@ -77,9 +78,12 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
             f"processes share steps of about {rows / len(plan):.1f} rows{more}"
         )
     where = f"{ranks.size} x {ranks.device}" if ranks.size > 1 else ranks.device
+    impl = "torch" if options.only_look else pick_impl(ranks.device, config.head_dim, options.impl)
     if not options.only_look:
-        print(f"on {where}, kernels: {options.impl}, out: {out}")
-    return Run(name, recipe, options, out, start, config, tokenizer, data, held_out, plan, ranks)
+        print(f"on {where}, kernels: {impl}, out: {out}")
+    return Run(
+        name, recipe, options, out, start, config, tokenizer, data, held_out, plan, ranks, impl
+    )
 
 
 def check(name: str, recipe: Recipe, options: Options) -> None:
@@ -111,11 +115,11 @@ def check(name: str, recipe: Recipe, options: Options) -> None:
 def check_weights(recipe: Recipe, options: Options, start: Path) -> None:
     """Raises UserError unless the models to start from are there, whole, and of the right kind."""
     if recipe.objective == "reward":
-        checkpoint.open_model(RewardModel, start, options.impl, any_head=True)
+        checkpoint.open_model(RewardModel, start, "torch", any_head=True)
         return
-    checkpoint.open_model(Policy, start, options.impl)
+    checkpoint.open_model(Policy, start, "torch")
     if options.reference:
-        checkpoint.open_model(Policy, options.reference, options.impl)
+        checkpoint.open_model(Policy, options.reference, "torch")
 
 
 def check_reference(

@@ -28,7 +28,7 @@ class Records:
             stale.unlink()
         about = {"recipe": run.name} | asdict(run.recipe)
         about |= {"model": str(run.start), "data": [str(path) for path in run.data.files]}
-        about |= {"kernels": run.options.impl, "torch": torch.__version__}
+        about |= {"kernels": run.impl, "torch": torch.__version__}
         about |= {"device": run.ranks.device, "processes": run.ranks.size}
         replace_file(run.out / "recipe.json", (json.dumps(about, indent=2) + "\n").encode())
         old = self.path.read_bytes().splitlines(keepends=True) if first else []

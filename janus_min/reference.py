@@ -54,7 +54,7 @@ def add_reference(run: Run, first: int, weights: str) -> None:
             continue
         if policy is None:
             with run.ranks.together():
-                policy = load_model(Policy, directory, impl=run.options.impl, ranks=run.ranks)
+                policy = load_model(Policy, directory, impl=run.impl, ranks=run.ranks)
         print(f"reference: {directory}, into {path}")
         compute(run, policy, data, missing, path)
     del policy

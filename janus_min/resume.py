@@ -70,7 +70,7 @@ def require_same_run(run: Run, path: Path, identity: dict) -> int:
 
 def starting_model(run: Run, empty: bool) -> nn.Module:
     """The model to start from; with `empty` only its shapes, because a state will fill it."""
-    recipe, impl = run.recipe, run.options.impl
+    recipe, impl = run.recipe, run.impl
     is_reward = recipe.objective == "reward"
     kind = RewardModel if is_reward else Policy
     if run.start is None or empty:

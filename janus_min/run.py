@@ -45,7 +45,7 @@ class Options:
     dry_run: bool = False  # print the plan and the memory that it takes, and stop
     world_size: int | None = None  # with --dry-run: for so many GPUs
     show_rows: int | None = None  # print so many rows and stop
-    impl: str = "torch"  # which kernels: torch or reference
+    impl: str | None = None  # kernels: triton on a GPU, torch on a CPU unless given; or reference
 
     def __post_init__(self):
         counts = (
@@ -61,7 +61,7 @@ class Options:
             value = getattr(self, name)
             require(value is None or value >= 1, self, name, "at least 1")
         known = " or ".join(IMPLEMENTATIONS)
-        require(self.impl in IMPLEMENTATIONS, self, "impl", known)
+        require(self.impl in (None, *IMPLEMENTATIONS), self, "impl", known)
         require(self.device in (None, "cuda", "cpu"), self, "device", "cuda or cpu")
         require(self.checkpointing in ("none", "full"), self, "checkpointing", "none or full")
 
@@ -104,6 +104,7 @@ class Run:
     held_out: Data | None
     plan: Plan
     ranks: Ranks
+    impl: str  # which kernels
 
     @property
     def reference(self) -> Path | None:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from janus_min.checkpoint import load_model, open_model, require_vocabulary
-from janus_min.device import compute_dtype, pick_device
+from janus_min.device import compute_dtype, pick_device, pick_impl
 from janus_min.errors import UserError, require
 from janus_min.model import Policy
 from janus_min.parallel import Ranks
 from janus_min.row import Example, build_row
 from janus_min.tokenizer import EOS, Tokenizer
 from kernels.attention import attention
+from kernels.tiles import Tiles
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Cache:
         self.prompts: list[int] | None = None
 
     def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, impl: str
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | Tiles | None, impl: str
     ) -> Tensor:
         """Stores k and v of one layer, and attends: within the packed row, or over the cache."""
         if self.prompts is not None:
@@ -212,8 +213,7 @@ def prefill(policy: Policy, cache: Cache, prompts: list[list[int]]) -> Tensor:
 def decode(policy: Policy, cache: Cache, tokens: Tensor) -> Tensor:
     """Adds one token (B,) to every request. Returns the logits of the tokens after them, (B, V)."""
     cache.begin_step()
-    no_key_end = cache.lengths  # there is no row here, the cache does not read it
-    hidden = policy.model(tokens, cache.lengths, no_key_end, cache)
+    hidden = policy.model(tokens, cache.lengths, None, cache)
     cache.lengths = cache.lengths + 1
     return policy.lm_head(hidden)
 
@@ -250,10 +250,12 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
 def load_for_generation(directory: Path, precision: str | None = None) -> tuple[Policy, Tokenizer]:
     """A model directory, ready to answer, in `precision`: a name of PRECISIONS, or the device's."""
     tokenizer = Tokenizer(directory)
-    require_vocabulary(tokenizer, open_model(Policy, directory, impl="torch").config)
+    config = open_model(Policy, directory, impl="torch").config
+    require_vocabulary(tokenizer, config)
     device = pick_device()
     dtype = PRECISIONS[precision] if precision else compute_dtype(device)
-    policy = load_model(Policy, directory, impl="torch", dtype=dtype, ranks=Ranks(device=device))
+    impl = pick_impl(device, config.head_dim)
+    policy = load_model(Policy, directory, impl=impl, dtype=dtype, ranks=Ranks(device=device))
     return prepare_for_decoding(policy), tokenizer
 
 

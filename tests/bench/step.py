@@ -27,6 +27,7 @@ from torch import nn
 
 from janus_min import memory
 from janus_min.config import ModelConfig
+from janus_min.device import pick_impl
 from janus_min.model import Policy, set_up_blocks
 from janus_min.objectives import Counts, sft
 from janus_min.optim import make_optimizer
@@ -63,7 +64,7 @@ def ours(config: ModelConfig, tokens: int, side: str) -> tuple:
     """A function that makes a step, and the estimate of its memory in GiB."""
     ranks = join()
     with torch.device("meta"):
-        model = Policy(config, "torch")
+        model = Policy(config, pick_impl(ranks.device, config.head_dim))
     ranks.prepare(model)
     for name, parameter in model.named_parameters():
         fill(name, parameter)

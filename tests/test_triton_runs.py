@@ -1,0 +1,177 @@
+"""The kernels within the model: training, several ranks, compilation, memory, generation."""
+
+import json
+
+import pytest
+import torch
+
+from janus_min import device
+from janus_min import model as model_module
+from janus_min.allocations import WORKSPACES, Tracker
+from janus_min.checkpoint import save_model
+from janus_min.errors import UserError
+from janus_min.model import set_up_blocks
+from janus_min.row import build_row
+from janus_min.sampling import Request, Sampling, generate
+from kernels import attention as attention_module
+from kernels import linear_cross_entropy as head
+from tests.conftest import random_examples, random_pairs, tiny_policy, tiny_reward_model
+from tests.ranks import train_on
+from tests.runs import RECIPES, metrics, same_model, same_numbers
+from tests.test_triton_attention import LAYOUTS, random_inputs
+from tests.test_triton_head import random_head
+
+WIDE = dict(num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+
+
+@pytest.fixture
+def wide(rows_for_ranks, tmp_path, world):
+    """The arguments of a run that starts from a model with heads of 64."""
+    policy = tiny_policy(vocab_size=2048, hidden_size=32, max_position_embeddings=64, **WIDE)
+    save_model(policy, tmp_path / "wide", world, torch.float32)
+    return lambda objective: (*rows_for_ranks(objective), "--model", tmp_path / "wide")
+
+
+@pytest.mark.parametrize("objective", RECIPES)
+def test_a_run_is_the_same_with_either_implementation(objective, wide, program, tmp_path):
+    """Losses, metrics and gradient norms of each step, held-out ones too, and the final weights."""
+    for impl in ("torch", "triton"):
+        out = program(*wide(objective), "--impl", impl, "--out", impl)
+        assert f"on cpu, kernels: {impl}, out: {impl}\n" in out
+        assert json.loads((tmp_path / impl / "recipe.json").read_text())["kernels"] == impl
+    assert len(metrics(tmp_path / "torch")) >= 4
+    for ours, theirs in zip(metrics(tmp_path / "triton"), metrics(tmp_path / "torch")):
+        same_numbers(ours, theirs, rel=2e-5)
+    same_model(tmp_path / "triton", tmp_path / "torch", rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_two_ranks_with_checkpointing_train_the_same_model(objective, wide, program, tmp_path):
+    """Under FSDP2 the kernels get gathered weights, and activations that are computed again."""
+    program(*wide(objective), "--out", "one")
+    flags = ("--impl", "triton", "--checkpointing", "full", "--out", "two")
+    train_on(2, *wide(objective), *flags)
+    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one")):
+        same_numbers(ours, theirs, rel=2e-5)
+    same_model(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=5e-5)
+
+
+def test_kernels_run_where_they_are_asked_for(monkeypatch):
+    """Both kernels, and no other implementation; tables are built once for all layers."""
+    policy, row = tiny_policy("triton", num_hidden_layers=3, **WIDE), build_row(random_pairs(2), 7)
+    made = []
+    make = model_module.tile_tables
+    monkeypatch.setattr(model_module, "tile_tables", lambda *a: made.append(a) or make(*a))
+    for module in (attention_module, head):
+        others = dict.fromkeys(module.IMPLEMENTATIONS.keys() - {"triton"})
+        monkeypatch.setattr(module, "IMPLEMENTATIONS", module.IMPLEMENTATIONS | others)
+    policy(row).sum().backward()
+    assert len(made) == 1
+    assert all(p.grad.abs().sum() > 0 for p in policy.parameters())
+
+
+def test_a_compiled_block_is_one_graph():
+    """Without a graph break, and with the results of the block that is not compiled."""
+    row = build_row(random_examples(3), None)
+    results = []
+    for compiled in (False, True):
+        policy = tiny_policy("triton", **WIDE)
+        set_up_blocks(policy, checkpointing=False, compile=False)
+        if compiled:
+            for block in policy.model.layers:
+                block.compute = torch.compile(block.compute, backend="aot_eager", fullgraph=True)
+        loss = policy(row).sum()
+        loss.backward()
+        results.append((loss.item(), [p.grad for p in policy.parameters()]))
+    (loss, gradients), (again, others) = results
+    assert again == pytest.approx(loss, rel=1e-6)
+    for ours, theirs in zip(others, gradients):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_set_up_blocks_compiles_attention_too():
+    """With other implementations it is left out: they depend on where documents end."""
+    for impl, attends in [("triton", True), ("torch", False)]:
+        policy = tiny_policy(impl, **WIDE)
+        set_up_blocks(policy, checkpointing=False, compile=True)
+        attention = policy.model.layers[0].self_attn.attention
+        assert (attention is attention_module.attention) == attends
+
+
+@pytest.mark.parametrize("make", [tiny_policy, tiny_reward_model])
+@pytest.mark.parametrize("window", [None, 6])
+def test_models_agree_with_the_specification(make, window):
+    row = build_row(random_pairs(4), window)
+    results = []
+    for impl in ("reference", "triton"):
+        model = make(impl, sliding_window=window, **WIDE)
+        out = model(row)
+        out.square().sum().backward()
+        results.append([out.detach(), *[p.grad for p in model.parameters()]])
+    for ours, wanted in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_generation_fills_its_cache_with_the_kernels():
+    """The same tokens; decoding, where there is no row, has no tables."""
+    requests = [Request([1, 5, 9, 33]), Request([1, 7]), Request([1, 80, 3, 2, 11, 40])]
+    sampling = Sampling(temperature=0.0, max_tokens=8)
+    answers = [
+        generate(tiny_policy(impl, **WIDE), requests, sampling) for impl in ("torch", "triton")
+    ]
+    assert [a.ids for a in answers[0]] == [a.ids for a in answers[1]]
+
+
+# Choosing
+
+
+def test_the_implementation_is_chosen_by_device_and_head_width(monkeypatch):
+    assert device.pick_impl("cuda", 128) == device.pick_impl("cuda", 64) == "triton"
+    assert device.pick_impl("cuda", 32) == device.pick_impl("cpu", 128) == "torch"
+    assert device.pick_impl("cuda", 128, "reference") == "reference"
+    with pytest.raises(UserError, match="needs heads of 64 or 128; the model's are 32 wide"):
+        device.pick_impl("cuda", 32, "triton")
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    with pytest.raises(UserError, match="--impl is triton, which needs a GPU; leave it out, or"):
+        device.pick_impl("cpu", 128, "triton")
+    monkeypatch.setattr(device, "triton", None)
+    assert device.pick_impl("cuda", 128) == "torch"
+    with pytest.raises(UserError, match="but the package triton is not installed"):
+        device.pick_impl("cuda", 128, "triton")
+
+
+def test_train_says_in_one_line_why_there_are_no_kernels(rows_for_ranks, program, monkeypatch):
+    flags = (*rows_for_ranks("sft"), "--impl")
+    assert "which needs heads of 64 or 128; the model's are 4 wide" in program.fails(
+        *flags, "triton"
+    )
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    assert "--impl is triton, which needs a GPU" in program.fails(*flags, "triton")
+    assert "--impl is flash, must be reference or torch or triton" in program.fails(*flags, "flash")
+
+
+# Memory
+
+
+def test_kernels_allocate_what_they_say():
+    """What they need besides their results, seen from within."""
+    (hidden, weight), upstream, _ = random_head(200, 64, 32_000, torch.float16)
+    targets = torch.arange(200)
+    _, lse = head._token_logps(hidden, weight, targets)
+    inputs, do = random_inputs(150)
+    tables = attention_module.tile_tables(LAYOUTS["window"], do.dtype)
+    o, base = attention_module._attention(*inputs, *tables)
+    calls = [
+        (head._token_logps, (hidden, weight, targets)),
+        (head._token_logps_backward, (upstream, hidden, weight, targets, lse)),
+        (attention_module._attention_backward, (do, *inputs, o, base, *tables)),
+    ]
+    for operation, arguments in calls:
+        tracker = Tracker()
+        tracker.claim(list(arguments), "weights")
+        with torch.no_grad(), tracker:
+            results = operation._init_fn(*arguments)
+        outside = sum(tensor.nbytes for tensor in (*arguments, *results))
+        within = sum(tracker.peak.values()) - outside
+        said = WORKSPACES[operation._opoverload](*arguments)
+        assert said == pytest.approx(within, rel=0.03), operation
