@@ -1,0 +1,1 @@
+"""Our kernels beside those of others, on a GPU: `python -m kernels.bench`."""
