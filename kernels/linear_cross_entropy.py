@@ -145,7 +145,16 @@ def _token_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
         for columns in slices(len(t), len(weight)):
             z = h @ weight[columns].T  # (M, width)
             _absorb[(len(t),)](
-                z, t, top, total, picked, columns.start, z.shape[1], BLOCK, num_warps=8
+                z,
+                t,
+                top,
+                total,
+                picked,
+                columns.start,
+                z.shape[1],
+                BLOCK,
+                num_warps=8,
+                **launch.FUSED,
             )
             del z  # before the next one is made
     lse = top + total.log()
@@ -172,7 +181,7 @@ def _token_logps_backward(
         for columns in slices(len(t), len(weight)):
             z = h @ weight[columns].T
             _differentiate[(len(t), -(-z.shape[1] // BLOCK))](
-                z, t, lse, g, columns.start, z.shape[1], BLOCK, num_warps=8
+                z, t, lse, g, columns.start, z.shape[1], BLOCK, num_warps=8, **launch.FUSED
             )
             torch.mm(z.T, h, out=dweight[columns])
             part = z @ weight[columns]

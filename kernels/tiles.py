@@ -62,6 +62,7 @@ def by_query(key_end: Tensor, block_q: int, block_k: int) -> Tensor:
         return torch.where(condition, key, stop[:, None]).amin(1)
 
     def run(begin: Tensor, end: Tensor) -> list[Tensor]:
+        """The tiles from one key to another, as three integers."""
         tiles = _ceil((end - begin).clamp(min=0), block_k)
         # Where the keys that all see end; those that none sees are not among them.
         until = first(~whole & (key >= begin[:, None]))

@@ -18,14 +18,35 @@ from tests.programs import ROOT, environment
 PROGRAMS = ("train", "generate", "datagen", "evaluate")
 # Who may import what, of this project's own modules.
 ALLOWED = {
-    "kernels.attention": set(),
-    "kernels.linear_cross_entropy": set(),
+    "kernels.launch": set(),
+    "kernels.tiles": set(),
+    "kernels.by_document": {"kernels.tiles"},
+    "kernels.attention": {"kernels.by_document", "kernels.launch", "kernels.tiles"},
+    "kernels.linear_cross_entropy": {"kernels.launch"},
+    "kernels.ahead_of_time": {
+        "kernels.attention",
+        "kernels.launch",
+        "kernels.linear_cross_entropy",
+    },
+    "kernels.bench.checks": {"kernels.attention", "kernels.linear_cross_entropy"},
+    "kernels.bench.peers": {
+        "kernels.attention",
+        "kernels.bench.checks",
+        "kernels.linear_cross_entropy",
+    },
+    "kernels.bench.timing": {"kernels.bench.checks", "kernels.bench.peers"},
+    "kernels.bench.__main__": {
+        "kernels.bench.checks",
+        "kernels.bench.peers",
+        "kernels.bench.timing",
+        "kernels.launch",
+    },
     "errors": set(),
     "row": set(),
     "plan": set(),
     "losses": set(),
     "optim": {"parallel"},
-    "device": {"errors"},
+    "device": {"errors", "kernels.attention", "kernels.launch"},
     "parallel": {"device", "errors", "interrupt"},
     "progress": set(),
     "interrupt": set(),
@@ -37,7 +58,14 @@ ALLOWED = {
     "formats": {"chat", "errors"},
     "data": {"chat", "errors", "formats", "row", "tokenizer"},
     "show": {"row", "tokenizer"},
-    "model": {"config", "parallel", "row", "kernels.attention", "kernels.linear_cross_entropy"},
+    "model": {
+        "config",
+        "parallel",
+        "row",
+        "kernels.attention",
+        "kernels.linear_cross_entropy",
+        "kernels.tiles",
+    },
     "recipes": {"config", "errors"},
     "objectives": {"losses", "recipes", "row"},
     "state": {"directories", "errors", "optim", "parallel"},
@@ -60,6 +88,7 @@ ALLOWED = {
         "row",
         "tokenizer",
         "kernels.attention",
+        "kernels.tiles",
     },
     "run": {
         "config",
@@ -78,6 +107,7 @@ ALLOWED = {
         "checkpoint",
         "config",
         "data",
+        "device",
         "directories",
         "errors",
         "formats",
@@ -144,7 +174,8 @@ RUN_TIME = {"torch", "triton", "numpy", "safetensors", "sentencepiece", "request
 
 def files() -> dict[str, Path]:
     own = {path.stem: path for path in (ROOT / "janus_min").glob("*.py")}
-    own |= {f"kernels.{path.stem}": path for path in (ROOT / "kernels").glob("*.py")}
+    for path in (ROOT / "kernels").rglob("*.py"):
+        own[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
     return {name: path for name, path in own.items() if not name.endswith("__init__")}
 
 
@@ -209,7 +240,7 @@ def test_sizes():
     for path in [*files().values(), *(ROOT / f"{name}.py" for name in PROGRAMS)]:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         lines = path.read_text(encoding="utf-8").count("\n")
-        assert lines <= 310, f"{path} has {lines} lines"
+        assert lines <= (400 if "kernels" in path.parts else 310), f"{path} has {lines} lines"
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 length = node.end_lineno - node.lineno + 1
@@ -223,6 +254,8 @@ def test_public_functions_are_documented_and_all_are_typed():
                 assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
             if not isinstance(node, ast.FunctionDef):
                 continue
+            if any(isinstance(d, ast.Name) and d.id == "jit" for d in node.decorator_list):
+                continue  # the arguments of kernels have no types in Python
             arguments = [a for a in node.args.args + node.args.kwonlyargs if a.arg != "self"]
             if arguments and arguments[0].arg == "ctx":  # what torch hands to autograd functions
                 arguments = arguments[1:]
@@ -257,7 +290,7 @@ def test_readme_tree_lists_every_module_and_nothing_else():
     tree = re.search(r"```\n(janus_min/.*?)```", README, re.S)[1]
     listed = set(re.findall(r"(\w+\.(?:py|json))", tree))
     real = {path.name for path in (ROOT / "janus_min").glob("*.*") if path.stem != "__init__"}
-    real |= {path.name for path in (ROOT / "kernels").glob("*.py") if path.stem != "__init__"}
+    real |= {path.name for path in (ROOT / "kernels").rglob("*.py") if path.stem != "__init__"}
     real |= {f"{name}.py" for name in PROGRAMS}
     assert listed == real
 

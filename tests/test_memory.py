@@ -19,9 +19,15 @@ from tests.conftest import tiny_config
 from tests.ranks import on_ranks
 
 CONFIG = tiny_config(
-    vocab_size=1000, hidden_size=128, intermediate_size=320, head_dim=64, num_hidden_layers=6
+    vocab_size=1000,
+    hidden_size=128,
+    intermediate_size=320,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=64,
+    num_hidden_layers=4,
 )
-TOKENS = 512
+TOKENS = 384
 
 
 def measured(job):
@@ -138,7 +144,7 @@ def test_what_makes_a_job_fit(monkeypatch):
     assert memory.advice(job, 80) == both
     more = "16 GPUs with --checkpointing full --optimizer adamw8bit need 58.8 each"
     assert memory.advice(job, 60) == more
-    assert memory.advice(job, 50) == "fewer --row-tokens than 512 are needed"
+    assert memory.advice(job, 50) == "fewer --row-tokens than 384 are needed"
     full = "with --checkpointing full it takes 127.5"
     assert report(job)[-2:] == [f"80 GB: does not fit; {both}", f"141 GB: does not fit; {full}"]
 

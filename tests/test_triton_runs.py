@@ -18,10 +18,11 @@ from kernels import linear_cross_entropy as head
 from tests.conftest import random_examples, random_pairs, tiny_policy, tiny_reward_model
 from tests.ranks import train_on
 from tests.runs import RECIPES, metrics, same_model, same_numbers
-from tests.test_triton_attention import LAYOUTS, random_inputs
+from tests.test_triton_attention import DEVICE, LAYOUTS, random_inputs
 from tests.test_triton_head import random_head
 
 WIDE = dict(num_attention_heads=2, num_key_value_heads=1, head_dim=64)
+EXACT = DEVICE == "cpu"  # on a GPU runs compute in bf16
 
 
 @pytest.fixture
@@ -37,14 +38,16 @@ def test_a_run_is_the_same_with_either_implementation(objective, wide, program, 
     """Losses, metrics and gradient norms of each step, held-out ones too, and the final weights."""
     for impl in ("torch", "triton"):
         out = program(*wide(objective), "--impl", impl, "--out", impl)
-        assert f"on cpu, kernels: {impl}, out: {impl}\n" in out
+        assert f"on {DEVICE}, kernels: {impl}, out: {impl}\n" in out
         assert json.loads((tmp_path / impl / "recipe.json").read_text())["kernels"] == impl
     assert len(metrics(tmp_path / "torch")) >= 4
     for ours, theirs in zip(metrics(tmp_path / "triton"), metrics(tmp_path / "torch")):
-        same_numbers(ours, theirs, rel=2e-5)
-    same_model(tmp_path / "triton", tmp_path / "torch", rtol=1e-4, atol=5e-5)
+        same_numbers(ours, theirs, rel=2e-5 if EXACT else 2e-2)
+    if EXACT:
+        same_model(tmp_path / "triton", tmp_path / "torch", rtol=1e-4, atol=5e-5)
 
 
+@pytest.mark.skipif(DEVICE == "cuda", reason="the ranks of the tests are on a CPU")
 @pytest.mark.parametrize("objective", ["sft", "dpo"])
 def test_two_ranks_with_checkpointing_train_the_same_model(objective, wide, program, tmp_path):
     """Under FSDP2 the kernels get gathered weights, and activations that are computed again."""
@@ -58,7 +61,8 @@ def test_two_ranks_with_checkpointing_train_the_same_model(objective, wide, prog
 
 def test_kernels_run_where_they_are_asked_for(monkeypatch):
     """Both kernels, and no other implementation; tables are built once for all layers."""
-    policy, row = tiny_policy("triton", num_hidden_layers=3, **WIDE), build_row(random_pairs(2), 7)
+    policy = tiny_policy("triton", num_hidden_layers=3, **WIDE).to(DEVICE)
+    row = build_row(random_pairs(2), 7).to(DEVICE)
     made = []
     make = model_module.tile_tables
     monkeypatch.setattr(model_module, "tile_tables", lambda *a: made.append(a) or make(*a))
@@ -72,10 +76,10 @@ def test_kernels_run_where_they_are_asked_for(monkeypatch):
 
 def test_a_compiled_block_is_one_graph():
     """Without a graph break, and with the results of the block that is not compiled."""
-    row = build_row(random_examples(3), None)
+    row = build_row(random_examples(3), None).to(DEVICE)
     results = []
     for compiled in (False, True):
-        policy = tiny_policy("triton", **WIDE)
+        policy = tiny_policy("triton", **WIDE).to(DEVICE)
         set_up_blocks(policy, checkpointing=False, compile=False)
         if compiled:
             for block in policy.model.layers:
@@ -101,10 +105,10 @@ def test_set_up_blocks_compiles_attention_too():
 @pytest.mark.parametrize("make", [tiny_policy, tiny_reward_model])
 @pytest.mark.parametrize("window", [None, 6])
 def test_models_agree_with_the_specification(make, window):
-    row = build_row(random_pairs(4), window)
+    row = build_row(random_pairs(4), window).to(DEVICE)
     results = []
     for impl in ("reference", "triton"):
-        model = make(impl, sliding_window=window, **WIDE)
+        model = make(impl, sliding_window=window, **WIDE).to(DEVICE)
         out = model(row)
         out.square().sum().backward()
         results.append([out.detach(), *[p.grad for p in model.parameters()]])
@@ -116,9 +120,8 @@ def test_generation_fills_its_cache_with_the_kernels():
     """The same tokens; decoding, where there is no row, has no tables."""
     requests = [Request([1, 5, 9, 33]), Request([1, 7]), Request([1, 80, 3, 2, 11, 40])]
     sampling = Sampling(temperature=0.0, max_tokens=8)
-    answers = [
-        generate(tiny_policy(impl, **WIDE), requests, sampling) for impl in ("torch", "triton")
-    ]
+    policies = [tiny_policy(impl, **WIDE).to(DEVICE) for impl in ("torch", "triton")]
+    answers = [generate(policy, requests, sampling) for policy in policies]
     assert [a.ids for a in answers[0]] == [a.ids for a in answers[1]]
 
 
@@ -141,7 +144,7 @@ def test_the_implementation_is_chosen_by_device_and_head_width(monkeypatch):
 
 
 def test_train_says_in_one_line_why_there_are_no_kernels(rows_for_ranks, program, monkeypatch):
-    flags = (*rows_for_ranks("sft"), "--impl")
+    flags = (*rows_for_ranks("sft"), "--device", "cpu", "--impl")
     assert "which needs heads of 64 or 128; the model's are 4 wide" in program.fails(
         *flags, "triton"
     )
@@ -156,10 +159,10 @@ def test_train_says_in_one_line_why_there_are_no_kernels(rows_for_ranks, program
 def test_kernels_allocate_what_they_say():
     """What they need besides their results, seen from within."""
     (hidden, weight), upstream, _ = random_head(200, 64, 32_000, torch.float16)
-    targets = torch.arange(200)
+    targets = torch.arange(200, device=DEVICE)
     _, lse = head._token_logps(hidden, weight, targets)
     inputs, do = random_inputs(150)
-    tables = attention_module.tile_tables(LAYOUTS["window"], do.dtype)
+    tables = attention_module.tile_tables(LAYOUTS["window"].to(DEVICE), do.dtype)
     o, base = attention_module._attention(*inputs, *tables)
     calls = [
         (head._token_logps, (hidden, weight, targets)),
