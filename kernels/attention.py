@@ -260,7 +260,7 @@ def _attention(
     q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, queries: Tensor, keys: Tensor
 ) -> tuple[Tensor, Tensor]:
     """O (N, H, Dh), and L (H, N rounded up to whole blocks) in base 2."""
-    require_kernels(q, k, v, key_end, queries, keys)
+    require_kernels(q, k, v, Tiles(key_end, queries, keys))
     q, k, v = map(aligned, (q, k, v))
     N, H, Dh = q.shape
     how = launch.attention(q.dtype, q.device).forward
@@ -364,12 +364,10 @@ def by_tile(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | Tiles) -> Tensor:
     if len(q) == 0:
         return torch.empty_like(q)
     tables = key_end if isinstance(key_end, Tiles) else tile_tables(key_end, q.dtype)
-    if len(tables.queries) != -(-len(q) // launch.attention(q.dtype, q.device).forward.block_q):
-        raise ValueError(f"attention: the tile tables were not made for inputs in {q.dtype}")
     return _attention(q, k, v, *tables)[0]
 
 
-def require_kernels(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> None:
+def require_kernels(q: Tensor, k: Tensor, v: Tensor, tables: Tiles) -> None:
     """Raises ValueError for what the kernels cannot compute."""
     launch.require_triton("attention", q, k, v, *tables)
     if q.shape[2] not in HEAD_WIDTHS:
@@ -378,6 +376,8 @@ def require_kernels(q: Tensor, k: Tensor, v: Tensor, *tables: Tensor) -> None:
             f"{HEAD_WIDTHS[1]}: use impl 'torch'"
         )
     launch.require_dtypes("attention", q=q, k=k, v=v)
+    if len(tables.queries) != -(-len(q) // launch.attention(q.dtype, q.device).forward.block_q):
+        raise ValueError(f"attention: the tile tables were not made for inputs in {q.dtype}")
 
 
 IMPLEMENTATIONS = {"reference": reference, "torch": by_document, "triton": by_tile}

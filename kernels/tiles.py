@@ -71,10 +71,7 @@ def by_query(key_end: Tensor, block_q: int, block_k: int) -> Tensor:
     begin = first(seen)
     gap = first(~seen & (key >= begin[:, None]))
     behind_gap = first(seen & (key > gap[:, None]))
-    seen_by_all = first(whole)
-    second = torch.where(
-        gap < stop, behind_gap, torch.where(seen_by_all > begin, seen_by_all, stop)
-    )
+    second = torch.where(gap < stop, behind_gap, first(whole))
     one = run(begin, torch.minimum(gap, second))
     two = run(torch.maximum(second, begin + one[-1] * block_k), stop)  # no key twice
     return _longest_first(torch.stack([start, *one, *two], 1), one[-1] + two[-1])

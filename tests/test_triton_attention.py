@@ -109,6 +109,16 @@ def test_gpus_without_tma_load_the_same_blocks(small_blocks, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(with_tma, without))
 
 
+@pytest.mark.parametrize("name", ["LARGE", "SMALL", "EXACT"])
+def test_blocks_fit_each_other(name):
+    """Forward and dQ walk through one table; tiles of dK and dV begin at multiples of their size,
+    and do not reach beyond the last block of queries, where nobody has written L."""
+    forward, backward_q, backward_kv = getattr(launch, name)
+    assert forward[:2] == backward_q[:2]
+    assert backward_kv.block_k % backward_kv.block_q == 0
+    assert forward.block_q % backward_kv.block_q == 0
+
+
 def test_every_call_gives_the_same_bits(small_blocks):
     """K02: nothing is added in an order that varies."""
     inputs, upstream = random_inputs(155, dtype=torch.float16)
@@ -170,6 +180,16 @@ def test_large_scores_do_not_overflow(size, small_blocks):
     exact = results((q, k, v), upstream, LAYOUTS["window"], "reference", torch.float64)
     torch.testing.assert_close(found[0].double(), exact[0], rtol=0, atol=2e-6 * max(1, size**2))
     assert all(x.isfinite().all() for x in found)
+
+
+def test_key_end_in_32_bits(small_blocks):
+    """Which is what the tables hold: they must not be the same memory."""
+    (q, k, v), upstream = random_inputs(155)
+    key_end = LAYOUTS["shared pair"]
+    found, wanted = (
+        results((q, k, v), upstream, ends, "triton") for ends in (key_end.int(), key_end)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted))
 
 
 def test_an_empty_row():
@@ -244,6 +264,7 @@ def test_most_tiles_of_a_long_document_need_no_mask():
     visited = tiles.by_query(key_end, 128, 128)
     assert int(visited[:, [3, 6]].sum()) == 36 and int(visited[:, [2, 5]].sum()) == 28
     assert visited[:, 0].tolist() == list(range(896, -1, -128))  # the longest first
+    assert tiles.by_key(packed([256, 768]).int(), 128)[:3, 0].tolist() == [256, 384, 512]
     key_end = packed([1024], window=512).int()
     index = torch.arange(1024)
     seen = (index <= index[:, None]) & (index[:, None] < key_end)
@@ -271,6 +292,7 @@ def test_it_refuses_what_it_cannot_compute(monkeypatch):
     refused(line, *double, key_end)
     refused("v is torch.float16; impl 'triton' needs all in", q, k, v.half(), key_end)
     refused("k (7, 2, 64)", q, k[:7], v, key_end)
+    refused("v (8, 1, 64)", q, k, v[:, :1], key_end)
     for impl in ("triton", "torch", "reference"):
         wrong = key_end.clone()
         wrong[3] = 9
@@ -296,6 +318,13 @@ def test_pytorch_knows_shapes_and_gradient_of_the_operation(small_blocks):
     (q, k, v), _ = random_inputs(40, 2, 1)
     tables = tile_tables(packed([17, 23]).to(DEVICE), q.dtype)
     torch.library.opcheck(_attention, (q, k, v, *tables))
+
+
+def test_products_are_exact_in_fp32():
+    """K12: which the interpreter always is; on a GPU TF32 is what `tl.dot` does by itself."""
+    code = (ROOT / "kernels" / "attention.py").read_text(encoding="utf-8")
+    products = re.findall(r"tl\.dot\(.*", code)
+    assert len(products) == 9 and all('input_precision="ieee"' in line for line in products)
 
 
 def test_offsets_are_64_bits():
