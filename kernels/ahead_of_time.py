@@ -10,7 +10,8 @@ in each version, so they are read here from what it made. Of each kernel is requ
     stack          0 bytes: nothing is spilled
     shared memory  what a block can have on the GPU, for all but LARGE on the smallest GPUs
     tensor cores   used by attention in fp16 and bf16: HGMMA and no HMMA on sm_90, HMMA on others.
-                   In fp32 it does without them on purpose, to be exact
+                   In fp32 it does without them on purpose, to be exact. Products are waited for
+                   in groups, not one by one
     scratch        0 bytes: no memory that somebody would have to allocate for Triton
 
 The exit status is 0 if all of it holds, 1 if not, and 2 if nothing can be compiled.
@@ -88,8 +89,9 @@ class Row(NamedTuple):
     scratch: int  # bytes
     registers: int  # of a thread
     stack: int  # bytes of a thread
-    hgmma: int | None  # instructions, counted where tensor cores are required
+    hgmma: int | None  # instructions, counted in attention: products on tensor cores
     hmma: int | None
+    arrive: int | None  # groups of HGMMA that are waited for together
     utmaldg: int | None  # loads by a descriptor
     seconds: float
 
@@ -202,7 +204,7 @@ def rows(case: Case) -> Iterator[Row]:
             shared=compiled.metadata.shared / 1024,
             limit=(case.chip.memory if name == "LARGE" else SMALLEST_MEMORY) / 1024,
             scratch=compiled.metadata.global_scratch_size,
-            **resources(compiled.asm["cubin"], name in ("LARGE", "SMALL")),
+            **resources(compiled.asm["cubin"], name != "-"),
             seconds=seconds,
         )
 
@@ -216,8 +218,15 @@ def resources(cubin: bytes, products: bool) -> dict[str, int | None]:
         code = _tool("nvdisasm", "-c", "--no-dataflow", path) if products else ""
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
     found = {"registers": registers, "stack": stack}
-    for kind in ("HGMMA", "HMMA", "UTMALDG"):
-        found[kind.lower()] = len(re.findall(rf"\b{kind}\.", code)) if products else None
+    kinds = {
+        "hgmma": "HGMMA.",
+        "hmma": "HMMA.",
+        "arrive": "WARPGROUP.ARRIVE",
+        "utmaldg": "UTMALDG.",
+    }
+    for name, text in kinds.items():
+        count = len(re.findall(rf"\b{re.escape(text)}", code))
+        found[name] = count if products else None
     return found
 
 
@@ -241,9 +250,11 @@ def faults(row: Row) -> list[str]:
         found.append(f"scratch is {row.scratch} bytes, must be 0: it would need an allocator")
     if row.hgmma is not None:
         used = [name for name, count in (("HGMMA", row.hgmma), ("HMMA", row.hmma)) if count]
-        right = ["HGMMA"] if row.arch == 90 else ["HMMA"]
+        right = [] if row.dtype == "float32" else ["HGMMA"] if row.arch == 90 else ["HMMA"]
         if used != right:
             found.append(f"tensor cores are used by {used}, must be by {right}")
+        if 0 < row.hgmma <= row.arrive:
+            found.append(f"{row.hgmma} HGMMA in {row.arrive} groups: each is waited for")
     where = f"{row.kernel}, {row.dtype}, width {row.width}, {row.launches} on sm_{row.arch}"
     return [f"{where}: {fault}" for fault in found]
 

@@ -33,7 +33,8 @@ Backward (arXiv 2307.08691, Algorithm 2). Given dO, the chain rule says
 where softmax's own derivative, dS_k = P_k (dP_k − Σ_j P_j dP_j), gives for each query
 δ = Σ_j P_j dP_j = Σ_j P_j (dO · v_j) = dO · O. One kernel goes along the keys of a block of queries
 and sums dQ, another along the queries and query heads of a block of keys and sums dK and dV. P is
-computed twice, but no two programs add to one number: every run gives the same bits.
+computed twice, but no two programs add to one number: every run gives the same bits. δ is that of
+O as it was rounded: in 16 bits this costs dQ some digits if all keys lie far from 0 together.
 
 Shapes: N tokens in the row, H query heads, G key/value heads (query head h reads key/value head
 h // (H/G)), Dh head width. Layout is (N, heads, Dh) throughout. In kernels, t_ is a tensor in
@@ -278,7 +279,8 @@ def _attention(
 def _(
     q: Tensor, k: Tensor, v: Tensor, key_end: Tensor, queries: Tensor, keys: Tensor
 ) -> tuple[Tensor, Tensor]:
-    N_lse = len(queries) * launch.attention(q.dtype, q.device).forward.block_q
+    # Of any length: `len` would make it a constant of a compiled graph.
+    N_lse = queries.shape[0] * launch.attention(q.dtype, q.device).forward.block_q
     return q.new_empty(q.shape), q.new_empty(q.shape[1], N_lse, dtype=torch.float32)
 
 

@@ -17,8 +17,8 @@ log-sum-exp. Positions without a target (−1) cost nothing: no logits are compu
 
 `reference` is the specification. On a CPU, `ChunkedLogps` takes some tokens at a time. On a GPU,
 `by_slice` takes some of the vocabulary at a time, with all tokens: its matrix products are as large
-as they can be, dW is written once, each slice of it summed over tokens within one product, in fp32,
-and what accumulates over slices is dh, which is smaller than dW would be and is kept in fp32.
+as they can be, dW is written once, each slice of it summed over all tokens within one product, and
+what accumulates over slices is dh, (M, D), which is kept in fp32 and in training smaller than dW.
 Products are PyTorch's, as nobody's are faster; two Triton kernels do what lies between them.
 
 Shapes: N tokens of the row, M of them with a target, D width, V vocabulary.
@@ -137,25 +137,17 @@ def _token_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     launch.require_triton("token_logps", hidden, weight, targets)
     launch.require_dtypes("token_logps", hidden=hidden, weight=weight)
     scored, h, t = _scored(hidden, targets)
-    require_targets(t, targets, len(weight))
-    top, total, picked = h.new_empty(3, len(t), dtype=torch.float32)
-    top.fill_(-1e30)  # finite, so that top − new is a number
-    total.zero_()
+    require_targets(targets, len(weight))
+    picked = h.new_empty(len(t), dtype=torch.float32)
+    top = torch.full_like(picked, -1e30)  # finite, so that top − new is a number
+    total = torch.zeros_like(picked)
     with torch.cuda.device_of(h):
         for columns in slices(len(t), len(weight)):
             z = h @ weight[columns].T  # (M, width)
             _absorb[(len(t),)](
-                z,
-                t,
-                top,
-                total,
-                picked,
-                columns.start,
-                z.shape[1],
-                BLOCK,
-                num_warps=8,
-                **launch.FUSED,
-            )
+                z, t, top, total, picked, columns.start, z.shape[1], BLOCK,
+                num_warps=8, **launch.FUSED,
+            )  # fmt: skip
             del z  # before the next one is made
     lse = top + total.log()
     zeros = top.new_zeros(len(targets))
@@ -204,17 +196,16 @@ def _scored(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return scored, hidden[scored], targets[scored]
 
 
-def require_targets(scored: Tensor, targets: Tensor, vocabulary: int) -> None:
-    """Raises ValueError for a target that is neither −1 nor in the vocabulary."""
-    for wrong in (targets[targets < -1], scored[scored >= vocabulary]):
-        if len(wrong):
-            raise ValueError(
-                f"token_logps: a target is {int(wrong[0])}, must be −1 or below {vocabulary}"
-            )
+def require_targets(targets: Tensor, vocabulary: int) -> None:
+    """Raises ValueError for a target that is not −1 or in the vocabulary. Waits for the GPU."""
+    wrong = (targets < -1) | (targets >= vocabulary)
+    if wrong.any():
+        found = int(targets[wrong][0])
+        raise ValueError(f"token_logps: a target is {found}, must be −1 or below {vocabulary}")
 
 
 def slices(tokens: int, vocabulary: int) -> list[slice]:
-    """The vocabulary in equal slices of SLICE_LOGITS logits at most, a multiple of 128 wide."""
+    """The vocabulary in equal slices of about SLICE_LOGITS logits, a multiple of 128 wide."""
     count = max(1, -(-tokens * vocabulary // SLICE_LOGITS))
     width = -(-vocabulary // count // 128) * 128
     return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]

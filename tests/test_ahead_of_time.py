@@ -60,6 +60,9 @@ def test_every_kernel_compiles_well(compiled):
         if row["kernel"] in ATTENTION and row["dtype"] in PRODUCTS:
             assert (row["hgmma"] > 0) == (row["utmaldg"] > 0) == (row["arch"] == 90), row
             assert (row["hmma"] > 0) == (row["arch"] != 90), row
+            assert row["arrive"] <= 4, row
+        elif row["kernel"] in ATTENTION:
+            assert row["hmma"] == row["hgmma"] == 0, row  # fp32 is not TF32
 
 
 def test_all_that_is_shipped_is_compiled_once(compiled):

@@ -60,6 +60,7 @@ def measured(job):
     return json.loads(ends[0].out)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the ranks of the tests are on a CPU")
 @pytest.mark.parametrize(
     ("reward", "checkpointing", "optimizer"),
     [(False, "none", "adamw"), (False, "full", "adamw8bit"), (True, "none", "adamw8bit")],

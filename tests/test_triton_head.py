@@ -142,9 +142,10 @@ def test_pytorch_knows_shapes_and_gradient_of_the_operation():
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="4.5 GB of logits need a GPU")
 def test_more_logits_than_32_bits_count(monkeypatch):
-    """K01: 70,000 tokens of 32,000 logits in one slice."""
+    """K01: 70,000 tokens with a target, of 32,000 logits, in one slice."""
     monkeypatch.setattr(head, "SLICE_LOGITS", 1 << 32)
-    inputs, upstream, targets = random_head(70_000, 64, 32_000, torch.bfloat16)
+    inputs, upstream, targets = random_head(105_000, 64, 32_000, torch.bfloat16)
+    assert int((targets >= 0).sum()) * 32_000 > 1 << 31
     ours = results(inputs, upstream, targets, "triton")
     last = [inputs[0][-64:], inputs[1]]
     exact = results(last, upstream[-64:], targets[-64:], "reference", torch.float64)

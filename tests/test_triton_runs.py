@@ -1,6 +1,7 @@
 """The kernels within the model: training, several ranks, compilation, memory, generation."""
 
 import json
+from collections import defaultdict
 
 import pytest
 import torch
@@ -11,10 +12,12 @@ from janus_min.allocations import WORKSPACES, Tracker
 from janus_min.checkpoint import save_model
 from janus_min.errors import UserError
 from janus_min.model import set_up_blocks
-from janus_min.row import build_row
+from janus_min.row import Example, build_row
 from janus_min.sampling import Request, Sampling, generate
 from kernels import attention as attention_module
+from kernels import launch
 from kernels import linear_cross_entropy as head
+from kernels.launch import Launch, Launches
 from tests.conftest import random_examples, random_pairs, tiny_policy, tiny_reward_model
 from tests.ranks import train_on
 from tests.runs import RECIPES, metrics, same_model, same_numbers
@@ -52,6 +55,7 @@ def test_a_run_is_the_same_with_either_implementation(objective, wide, program, 
 def test_two_ranks_with_checkpointing_train_the_same_model(objective, wide, program, tmp_path):
     """Under FSDP2 the kernels get gathered weights, and activations that are computed again."""
     program(*wide(objective), "--out", "one")
+    assert json.loads((tmp_path / "one" / "recipe.json").read_text())["kernels"] == "torch"
     flags = ("--impl", "triton", "--checkpointing", "full", "--out", "two")
     train_on(2, *wide(objective), *flags)
     for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one")):
@@ -91,6 +95,23 @@ def test_a_compiled_block_is_one_graph():
     assert again == pytest.approx(loss, rel=1e-6)
     for ours, theirs in zip(others, gradients):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_of_all_lengths_share_a_compiled_graph(monkeypatch):
+    """Nor does it depend on how many tiles there are."""
+    blocks = Launch(16, 16, 4, 2)
+    monkeypatch.setattr(launch, "LARGE", Launches(blocks, blocks, blocks))
+    policy = tiny_policy("triton", num_hidden_layers=1, **WIDE).to(DEVICE)
+    [block] = policy.model.layers
+    torch._dynamo.reset()
+    block.compute = torch.compile(block.compute, backend="aot_eager", fullgraph=True)
+    graphs = torch._dynamo.utils.counters["stats"]
+    before = graphs["unique_graphs"]
+    for tokens in (20, 27, 35, 50, 70, 81, 100):
+        ids = torch.arange(3, tokens) % 90 + 3
+        row = build_row([Example(ids[:1].numpy(), (ids[1:].numpy(),), "-")], None).to(DEVICE)
+        policy(row).sum().backward()
+    assert graphs["unique_graphs"] - before <= 3
 
 
 def test_set_up_blocks_compiles_attention_too():
@@ -156,8 +177,32 @@ def test_train_says_in_one_line_why_there_are_no_kernels(rows_for_ranks, program
 # Memory
 
 
-def test_kernels_allocate_what_they_say():
-    """What they need besides their results, seen from within."""
+def test_an_estimate_counts_what_kernels_say():
+    """The results of the head and what it needs besides, as the loss's."""
+    (hidden, weight), _, targets = random_head(40)
+    tracker = Tracker()
+    tracker.claim([hidden, weight, targets], "weights")
+    with torch.no_grad(), tracker:
+        results = head._token_logps(hidden, weight, targets)
+    said = WORKSPACES[head._token_logps._opoverload](hidden, weight, targets)
+    assert tracker.peak["loss"] == said + sum(result.nbytes for result in results)
+    assert tracker.peak["activations"] == 0
+    assert tracker.now["loss"] == sum(result.nbytes for result in results)
+
+
+def test_kernels_allocate_what_they_say(monkeypatch):
+    """What they need besides their results, seen from within: one slice of logits at a time.
+
+    Nothing is launched: the interpreter keeps what it was given until Python collects its cycles.
+    """
+    idle = defaultdict(lambda: lambda *arguments, **options: None)
+    for module, names in (
+        (head, ("_absorb", "_differentiate")),
+        (attention_module, ("_forward", "_backward_q", "_backward_kv")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, idle)
+    monkeypatch.setattr(head, "SLICE_LOGITS", 200 * 8064)
     (hidden, weight), upstream, _ = random_head(200, 64, 32_000, torch.float16)
     targets = torch.arange(200, device=DEVICE)
     _, lse = head._token_logps(hidden, weight, targets)
