@@ -70,11 +70,15 @@ def reference(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor) -> Tensor:
 
 
 @jit
-def _line(t_line):
-    """The seven integers of a block of queries."""
+def _block(t_tiles, H: tl.constexpr, G: tl.constexpr, Dh: tl.constexpr):
+    """What a program works on: its head, where that is in a row of queries and of keys, where its
+    block of queries begins, and the two runs of tiles that the block sees."""
+    program = tl.program_id(0).to(tl.int64)
+    h = (program % H).to(tl.int32)
+    t_line = t_tiles + program // H * 7
     one = tl.load(t_line + 1), tl.load(t_line + 2), tl.load(t_line + 3)
     two = tl.load(t_line + 4), tl.load(t_line + 5), tl.load(t_line + 6)
-    return tl.load(t_line), one, two
+    return h, h * Dh, h // (H // G) * Dh, tl.load(t_line), one, two
 
 
 @jit
@@ -105,11 +109,8 @@ def _forward(
     t_q = described(t_q, N, H * Dh, BLOCK_Q, Dh)
     t_k = described(t_k, N, G * Dh, BLOCK_K, Dh)
     t_v = described(t_v, N, G * Dh, BLOCK_K, Dh)
-    program = tl.program_id(0).to(tl.int64)
-    h = (program % H).to(tl.int32)
-    q0, one, two = _line(t_tiles + program // H * 7)
+    h, q_column, k_column, q0, one, two = _block(t_tiles, H, G, Dh)
     queries = q0 + tl.arange(0, BLOCK_Q)
-    q_column, k_column = h * Dh, h // (H // G) * Dh
     b_q = t_q.load([q0, q_column])  # (BLOCK_Q, Dh)
 
     m = tl.full([BLOCK_Q], -1e30, tl.float32)  # finite: −∞ − m is no number while m is −∞
@@ -150,11 +151,8 @@ def _backward_q(
     t_do = described(t_do, N, H * Dh, BLOCK_Q, Dh)
     t_k = described(t_k, N, G * Dh, BLOCK_K, Dh)
     t_v = described(t_v, N, G * Dh, BLOCK_K, Dh)
-    program = tl.program_id(0).to(tl.int64)
-    h = (program % H).to(tl.int32)
-    q0, one, two = _line(t_tiles + program // H * 7)
+    h, q_column, k_column, q0, one, two = _block(t_tiles, H, G, Dh)
     queries = q0 + tl.arange(0, BLOCK_Q)
-    q_column, k_column = h * Dh, h // (H // G) * Dh
 
     b_do = t_do.load([q0, q_column])
     b_o = t_o.load([q0, q_column])
@@ -357,8 +355,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | Tiles, impl: st
             "H a multiple of G"
         )
     if impl == "reference":
-        tiles.require_key_end(key_end)
-    return IMPLEMENTATIONS[impl](q, k, v, key_end)
+        tiles.require_key_end(ends)
+    return IMPLEMENTATIONS[impl](q, k, v, key_end if impl == "triton" else ends)
 
 
 def by_tile(q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | Tiles) -> Tensor:

@@ -136,8 +136,8 @@ def _token_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tenso
     """log p and the log-sum-exp of each token, both (N,) in fp32 and 0 without a target."""
     launch.require_triton("token_logps", hidden, weight, targets)
     launch.require_dtypes("token_logps", hidden=hidden, weight=weight)
-    scored, h, t = _scored(hidden, targets)
     require_targets(targets, len(weight))
+    scored, h, t = _scored(hidden, targets)
     picked = h.new_empty(len(t), dtype=torch.float32)
     top = torch.full_like(picked, -1e30)  # finite, so that top − new is a number
     total = torch.zeros_like(picked)
@@ -198,6 +198,8 @@ def _scored(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def require_targets(targets: Tensor, vocabulary: int) -> None:
     """Raises ValueError for a target that is not −1 or in the vocabulary. Waits for the GPU."""
+    if targets.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"token_logps: targets are {targets.dtype}, must be int32 or int64")
     wrong = (targets < -1) | (targets >= vocabulary)
     if wrong.any():
         found = int(targets[wrong][0])

@@ -204,6 +204,15 @@ def test_very_negative_scores(small_blocks):
     torch.testing.assert_close(out, v)
 
 
+def test_tables_serve_every_implementation(small_blocks):
+    """What was made once for a row is that row's `key_end`, whoever gets it."""
+    (q, k, v), _ = random_inputs(155)
+    key_end = LAYOUTS["shared pair"].to(DEVICE)
+    for impl in ("reference", "torch", "triton"):
+        found = attention(q, k, v, tile_tables(key_end, q.dtype), impl)
+        assert torch.equal(found, attention(q, k, v, key_end, impl))
+
+
 def test_an_empty_row():
     q, k = torch.zeros(0, 4, 64, device=DEVICE), torch.zeros(0, 2, 64, device=DEVICE)
     nothing = torch.zeros(0, dtype=torch.long, device=DEVICE)

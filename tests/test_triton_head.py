@@ -128,6 +128,7 @@ def test_it_refuses_what_it_cannot_compute(monkeypatch):
     refused("hidden is torch.float64, weight is torch.float64; impl 'triton' needs all in",
             hidden.double(), weight.double(), targets)  # fmt: skip
     refused("weight is torch.float16; impl 'triton' needs all", hidden, weight.half(), targets)
+    refused("targets are torch.float32, must be int32 or int64", hidden, weight, targets.float())
     refused("weight (17, 63)", hidden, weight[:, 1:], targets)
     monkeypatch.setattr(launch, "INTERPRETED", False)
     refused("token_logps: impl 'triton' needs tensors on a GPU, these are on cpu",

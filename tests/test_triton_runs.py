@@ -9,9 +9,9 @@ import torch
 from janus_min import device
 from janus_min import model as model_module
 from janus_min.allocations import WORKSPACES, Tracker
-from janus_min.checkpoint import save_model
+from janus_min.checkpoint import load_model, save_model
 from janus_min.errors import UserError
-from janus_min.model import set_up_blocks
+from janus_min.model import Policy, set_up_blocks
 from janus_min.row import Example, build_row
 from janus_min.sampling import Request, Sampling, generate
 from kernels import attention as attention_module
@@ -19,6 +19,7 @@ from kernels import launch
 from kernels import linear_cross_entropy as head
 from kernels.launch import Launch, Launches
 from tests.conftest import random_examples, random_pairs, tiny_policy, tiny_reward_model
+from tests.peers import transformers
 from tests.ranks import train_on
 from tests.runs import RECIPES, metrics, same_model, same_numbers
 from tests.test_triton_attention import DEVICE, LAYOUTS, random_inputs
@@ -135,6 +136,32 @@ def test_models_agree_with_the_specification(make, window):
         results.append([out.detach(), *[p.grad for p in model.parameters()]])
     for ours, wanted in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_log_probabilities_and_gradients_are_those_of_transformers(window, tmp_path, world):
+    """The same checkpoint, and two packed documents there one by one."""
+    policy = tiny_policy(vocab_size=2048, sliding_window=window, **WIDE)
+    save_model(policy, tmp_path / "saved", world, torch.float32)
+    theirs = transformers.MistralForCausalLM.from_pretrained(
+        tmp_path / "saved", dtype=torch.float32, attn_implementation="eager"
+    )
+    ours = load_model(Policy, tmp_path / "saved", impl="triton").to(DEVICE)
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(3, 2048, (n,), generator=generator) for n in (25, 14)]
+    examples = [Example(t[:1].numpy(), (t[1:].numpy(),), "-") for t in texts]
+    logps = ours(build_row(examples, window).to(DEVICE)).cpu()
+    logps[logps != 0].sum().backward()
+    wanted = []
+    for text in texts:
+        all_logps = theirs(text[None]).logits[0, :-1].log_softmax(-1)
+        wanted.append(all_logps.gather(1, text[1:, None])[:, 0])
+    torch.cat(wanted).sum().backward()
+    torch.testing.assert_close(logps[logps != 0], torch.cat(wanted), rtol=1e-5, atol=1e-5)
+    gradients = dict(ours.named_parameters())
+    for name, parameter in theirs.named_parameters():
+        found = gradients[name].grad.cpu()
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_generation_fills_its_cache_with_the_kernels():
