@@ -23,9 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
+from janus_min.hierarchy import DIMENSIONS
+
 WORLD = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
 TOPICS: dict[str, dict[str, str]] = {topic["name"]: topic["slots"] for topic in WORLD["topics"]}
-DIMENSIONS = ("style", "background_knowledge", "informativeness", "harmlessness")
 TECHNICAL = ("subject", "method", "open_question")  # asides whose readers get the technical facts
 
 
