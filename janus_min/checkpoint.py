@@ -28,13 +28,12 @@ from janus_min.directories import (
     commit,
     copy_tokenizer,
     fresh,
-    read_json,
     save_tensors,
     shapes,
     tensor_files,
-    write_json,
 )
 from janus_min.errors import UserError
+from janus_min.files import read_json, write_json
 from janus_min.model import Policy, RewardModel
 from janus_min.parallel import ALONE, Ranks, local, own_rows, whole
 from janus_min.state import Shards, newest_state, read_state

@@ -4,8 +4,6 @@ A directory is written under a temporary name, flushed to the disk, and renamed.
 in between leaves the old one, or nothing of that name, and never half of it.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from janus_min.errors import UserError
+from janus_min.files import read_json, sync, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # the hub's usual shard size
@@ -111,23 +110,6 @@ def copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def read_json(path: Path) -> dict:
-    """The object in a JSON file. Raises UserError if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged: a JSON object is needed")
-    return content
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes an object for people to read, too."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def fresh(out: Path) -> Path:
     """An empty directory beside `out` to write into."""
     temporary = out.with_name(out.name + ".tmp")
@@ -147,30 +129,3 @@ def commit(temporary: Path, out: Path) -> None:
     os.replace(temporary, out)
     sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: who reads it meanwhile sees the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    sync(temporary)
-    os.replace(temporary, path)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a directory, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def hash_files(paths: list[Path]) -> str:
-    """SHA-256 of the contents of files, in the order of their names."""
-    content = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                content.update(block)
-    return content.hexdigest()

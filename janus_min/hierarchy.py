@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from janus_min.directories import read_json
 from janus_min.errors import UserError
+from janus_min.files import read_json
 
 DIMENSIONS = ("style", "background_knowledge", "informativeness", "harmlessness")  # the paper's
 HIERARCHY = Path(__file__).with_suffix(".json")

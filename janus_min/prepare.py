@@ -6,8 +6,8 @@ from janus_min import checkpoint, miniature
 from janus_min.config import ModelConfig
 from janus_min.data import load_examples, reasons
 from janus_min.device import pick_impl
-from janus_min.directories import hash_files
 from janus_min.errors import UserError, require
+from janus_min.files import hash_files
 from janus_min.formats import pair_row, require_jsonl, reward_row, sft_row
 from janus_min.model import Policy, RewardModel
 from janus_min.objectives import Counts

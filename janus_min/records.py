@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 import torch
 
-from janus_min.directories import replace_file, sync
+from janus_min.files import replace_file, sync
 from janus_min.progress import Progress
 from janus_min.run import Run
 

@@ -20,8 +20,8 @@ from janus_min.chat import prompt_text
 from janus_min.checkpoint import load_model
 from janus_min.config import ModelConfig
 from janus_min.device import compute_dtype
-from janus_min.directories import hash_files
 from janus_min.errors import UserError
+from janus_min.files import hash_files
 from janus_min.losses import sequence_logps
 from janus_min.model import Policy
 from janus_min.parallel import fail

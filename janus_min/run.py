@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from janus_min.config import ModelConfig
-from janus_min.directories import hash_files, tensor_files
+from janus_min.directories import tensor_files
 from janus_min.errors import require
+from janus_min.files import hash_files
 from janus_min.objectives import Counts
 from janus_min.optim import learning_rate
 from janus_min.parallel import Ranks

@@ -19,17 +19,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from janus_min.directories import (
-    commit,
-    copy_tokenizer,
-    fresh,
-    read_json,
-    save_tensors,
-    shapes,
-    tensor_files,
-    write_json,
-)
+from janus_min.directories import commit, copy_tokenizer, fresh, save_tensors, shapes, tensor_files
 from janus_min.errors import UserError
+from janus_min.files import read_json, write_json
 from janus_min.optim import empty_state
 from janus_min.parallel import ALONE, Ranks, local, own_rows, rows_of_shard
 

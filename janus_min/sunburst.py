@@ -14,8 +14,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from janus_min.directories import read_json, replace_file
 from janus_min.errors import UserError
+from janus_min.files import read_json, replace_file
 from janus_min.formats import read_jsonl, text_field, unicode_text
 
 TEMPLATE = Path(__file__).with_suffix(".html")
