@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as requests: finish the step, save, leave."""
+"""Ctrl-C and SIGTERM as requests: finish what was begun, save, leave."""
 
 import os
 import signal
@@ -22,8 +22,9 @@ class Interruptible:
     The second one acts as if this were not here.
     """
 
-    def __init__(self):
+    def __init__(self, promise: str = "finishing this step to save it; once more ends at once"):
         self.received: int | None = None
+        self.promise = promise  # what is said when the signal comes
 
     def __enter__(self) -> "Interruptible":
         self.before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -38,7 +39,7 @@ class Interruptible:
         self.received = number
         self._restore()
         if int(os.environ.get("RANK", 0)) == 0:
-            print("\nfinishing this step to save it; once more ends at once", file=sys.stderr)
+            print(f"\n{self.promise}", file=sys.stderr)
 
     def _restore(self) -> None:
         for number, handler in self.before.items():

@@ -5,10 +5,10 @@ import time
 
 
 class Progress:
-    """How many of `total` steps are done, `done` of them earlier; rate, and time that is left."""
+    """How many of `total` are done, `done` of them earlier; rate, and time that is left."""
 
-    def __init__(self, total: int, unit: str, done: int = 0):
-        self.total, self.unit, self.first = total, unit, done
+    def __init__(self, total: int, unit: str, done: int = 0, noun: str = "step"):
+        self.total, self.unit, self.first, self.noun = total, unit, done, noun
         self.live = sys.stdout.isatty()
         self.start, self.amount, self.printed = time.monotonic(), 0, 0.0
         self.open = False  # whether the cursor stands behind an unfinished line
@@ -23,8 +23,9 @@ class Progress:
         self.printed = now
         seconds = max(now - self.start, 1e-9)
         left = seconds / max(1, done - self.first) * (self.total - done)
-        rate = f"{self.amount / seconds:,.0f} {self.unit}/s"
-        line = f"step {done}/{self.total}  {text}  {rate}  ETA {clock(left)}"
+        rate = self.amount / seconds
+        rate = f"{rate:,.{0 if rate >= 10 else 1}f} {self.unit}/s"
+        line = f"{self.noun} {done}/{self.total}  {text}  {rate}  ETA {clock(left)}"
         self.open = self.live
         print(f"\r\x1b[K{line}" if self.live else line, end="" if self.live else "\n", flush=True)
 
