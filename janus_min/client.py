@@ -8,19 +8,18 @@ What may pass (`verdicts.py`) is tried again with growing pauses; if a server sa
 requests", all threads wait. What cannot pass stops the run, with all answers kept.
 """
 
-import hashlib
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from itertools import count
 from queue import Full, Queue
-from typing import NamedTuple
 
+from janus_min.connection import Connection, Request
 from janus_min.endpoint import Answer, Endpoint, Line, NoAnswerError
-from janus_min.errors import UserError, require
+from janus_min.errors import UserError
 from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.journal import Journal
 from janus_min.limits import Budget, Pace, wait_before
@@ -31,55 +30,6 @@ CHAT = "/chat/completions"
 TRIES = 8  # of a request that fails for a reason that may pass
 PATIENCE = 3600.0  # seconds of hearing "too many requests" before a request is given up
 GRACE = 3.0  # seconds that requests on their way have, when a run is asked to end
-
-
-@dataclass(frozen=True)
-class Connection:
-    """How to talk to a server."""
-
-    base_url: str = "https://api.openai.com/v1"  # of any OpenAI-compatible server
-    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key
-    workers: int = 16  # requests on their way at a time
-    requests_per_minute: float | None = None  # limit, evenly spread
-    tokens_per_minute: float | None = None  # limit for tokens read and written
-    deadline: float = 300.0  # seconds for one request, from its start to the end of its answer
-    price_in: float = 0.0  # dollars per million tokens read
-    price_out: float = 0.0  # dollars per million tokens written
-    max_cost: float | None = None  # dollars for all of a folder's requests, earlier runs included
-
-    def __post_init__(self) -> None:
-        require(1 <= self.workers <= 1024, self, "workers", "1 to 1024")
-        require(0 < self.deadline < 86400, self, "deadline", "between 0 and 86,400 seconds")
-        for name in ("requests_per_minute", "tokens_per_minute", "max_cost"):
-            value = getattr(self, name)
-            require(value is None or 0 < value < float("inf"), self, name, "greater than 0")
-        for name in ("price_in", "price_out"):
-            require(0 <= getattr(self, name) < float("inf"), self, name, "0 or more")
-        if self.max_cost is not None and not self.price_in + self.price_out > 0:
-            raise UserError("--max-cost needs prices: --price-in and --price-out")
-
-
-_SORTED = json.JSONEncoder(sort_keys=True)  # made once: `json.dumps` makes one for each call
-
-
-class Request(NamedTuple):
-    """A chat completion to ask for."""
-
-    body: dict  # as it is sent: model, messages, sampling parameters
-    sample: int = 0  # which of several answers to the same body
-
-    def key(self) -> str:
-        """What the answer is kept under."""
-        text = _SORTED.encode([self.body, self.sample])
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-    def expected(self) -> tuple[int, int]:
-        """At most so many tokens are read and written: one for 2 bytes is more than English has."""
-        size = sum(
-            len(message["content"].encode("utf-8", "replace")) + 16
-            for message in self.body["messages"]
-        )
-        return size // 2, self.body.get("max_tokens", 4096)
 
 
 # Gives the next request that a record needs, when the answers to the earlier ones are in the
@@ -103,9 +53,10 @@ class Client:
         self.stopped = threading.Event()
         self.fatal: BaseException | None = None  # what ended the run
         self.failures: dict[str, str] = {}  # key of a request -> why it was given up
-        self.calls = self.successes = 0
+        self.calls = self.successes = self.in_vain = 0  # in_vain: since the last success
         self.done = self.failed = 0  # records
         self.count = threading.Lock()
+        self.claims, self.claimed = threading.Condition(), set[str]()
 
     def run(self, jobs: Iterator[Job | None], total: int, name: str) -> None:
         """Does all jobs, with all workers; a None among them is one that was done before.
@@ -113,6 +64,7 @@ class Client:
         Raises UserError if the whole run must stop, StoppedError if it was asked to.
         """
         self.done, self.failed, self.shown = 0, 0, self.calls
+        self.stopped, self.fatal = threading.Event(), None
         queue: Queue[Job | None] = Queue(2 * self.settings.workers)
         threads = [
             threading.Thread(target=self._work, args=(queue,), daemon=True)
@@ -127,6 +79,7 @@ class Client:
                     if job is None:
                         self._count("done")
                         show.first += 1
+                        self._until(lambda: True, signals, show)
                     else:
                         self._until(lambda job=job: _put(queue, job), signals, show)
                 for _ in threads:
@@ -140,13 +93,20 @@ class Client:
                 for _ in threads:  # those that wait for work
                     with suppress(Full):
                         queue.put_nowait(None)
-                for seconds in (GRACE, 0.5):
-                    ends = time.monotonic() + seconds
-                    for thread in threads:
-                        thread.join(max(0.0, ends - time.monotonic()))
-                    self.endpoint.cut()
+                # What is on its way is paid for. Who pressed Ctrl-C waits for some of it only.
+                start, ends = time.monotonic(), time.monotonic() + self.settings.deadline
+                while any(thread.is_alive() for thread in threads) and time.monotonic() < ends:
+                    if start and not signals.received and time.monotonic() - start > 2.0:
+                        print("waiting for requests on their way; Ctrl-C ends it", file=sys.stderr)
+                        start = None
+                    if signals.received:
+                        ends = min(ends, time.monotonic() + GRACE)
+                        signals.received = None
+                    time.sleep(0.02)
+                self.endpoint.cut()
+                for thread in threads:
+                    thread.join(0.5 / len(threads))
                 show.close()
-        self.stopped.clear()
 
     def _until(self, ready: Callable[[], bool], signals: Interruptible, show: Progress) -> None:
         """Waits for something, with an eye on signals and on what the workers met."""
@@ -189,7 +149,9 @@ class Client:
             while not self.stopped.is_set() and (job := queue.get()) is not None:
                 try:
                     while (request := job()) is not None:
-                        self.ask(request, line)
+                        with self._claimed(request.key()) as free:
+                            if free:
+                                self.ask(request, line)
                 except GivenUpError:
                     self._count("failed")
                 else:
@@ -203,6 +165,27 @@ class Client:
         finally:
             line.close()
 
+    @contextmanager
+    def _claimed(self, key: str) -> Iterator[bool]:
+        """Keeps others from sending the same request. Says whether it is still to be sent.
+
+        Raises GivenUpError if another thread has sent it in vain.
+        """
+        with self.claims:
+            while key in self.claimed:
+                self.claims.wait(0.1)
+                if self.stopped.is_set():
+                    raise _Ended
+            if key in self.failures:
+                raise GivenUpError(self.failures[key])
+            self.claimed.add(key)
+        try:
+            yield self.journal.get(key) is None
+        finally:
+            with self.claims:
+                self.claimed.remove(key)
+                self.claims.notify_all()
+
     def ask(self, request: Request, line: Line) -> None:
         """Sends one request until it is answered, and keeps the answer in the journal.
 
@@ -210,7 +193,7 @@ class Client:
         """
         body = json.dumps(request.body, ensure_ascii=False).encode("utf-8", "replace")
         key, expected = request.key(), request.expected()
-        patience, tries = time.monotonic() + PATIENCE, 0
+        patience, tries = None, 0
         for attempt in count():
             self._reserve(expected)
             self._wait_for_turn(sum(expected))
@@ -229,11 +212,14 @@ class Client:
             if verdict.fatal:
                 raise UserError(f"{self.endpoint.url}: {verdict.reason}")
             tries += not verdict.slow_down
-            if not verdict.again or tries >= self._tries() or time.monotonic() > patience:
-                self._give_up(key, verdict.reason)
-            seconds = wait_before(attempt, verdict.wait)
             if verdict.slow_down:
-                self.pace.pause(seconds)
+                patience = patience or time.monotonic() + PATIENCE
+            late = patience is not None and time.monotonic() > patience
+            if not verdict.again or tries >= self._tries() or late:
+                self._give_up(key, verdict)
+            seconds = wait_before(attempt, verdict.wait)
+            if verdict.slow_down:  # all stop for as long as the server asks, or for a moment
+                self.pace.pause(min(seconds, 1.0) if verdict.wait is None else seconds)
             if self.stopped.wait(seconds):
                 raise _Ended
 
@@ -262,15 +248,26 @@ class Client:
 
     def _tries(self) -> int:
         """Fewer as long as nothing has worked: it will be the address, then."""
-        return TRIES if self.successes else 4
+        return TRIES if self.journal.answers else 4
 
-    def _give_up(self, key: str, reason: str) -> None:
+    def _give_up(self, key: str, verdict: Verdict) -> None:
+        """Notes a request that brought nothing. Raises GivenUpError, or UserError if there is no
+        hope for others: none has ever worked, or none works any more.
+        """
+        reason = verdict.reason
         self.journal.add("", (0, 0), failed=key, reason=reason)
         with self.count:
             self.failures[key] = reason
-            hopeless = not self.successes and len(self.failures) >= 3
+            self.in_vain += verdict.again  # what could have passed
+            hopeless = not self.journal.answers and len(self.failures) >= 3
+            lost = self.in_vain >= max(8, 2 * self.settings.workers)
         if hopeless:
             raise UserError(f"{self.endpoint.url}: the first requests all failed: {reason}")
+        if lost:
+            raise UserError(
+                f"{self.endpoint.url}: the last {self.in_vain} requests all failed: {reason}; all "
+                "answers are kept, and the same command goes on"
+            )
         raise GivenUpError(reason)
 
     def _keep(self, request: Request, key: str, answer: Answer) -> tuple[Verdict | None, tuple]:
@@ -285,7 +282,9 @@ class Client:
             size = sum(len(message["content"]) for message in request.body["messages"])
             used = size // 4, len(reply["text"]) // 4
         self.journal.add(key, used, reply=reply)
-        self._count("successes")
+        with self.count:
+            self.successes += 1
+            self.in_vain = 0
         return None, used
 
 

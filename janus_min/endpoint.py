@@ -164,7 +164,9 @@ class Line:
             self.session.close()
             self.session = self._open()
             if isinstance(error, requests.ConnectTimeout):
-                raise NoAnswerError(f"no connection within {CONNECT_SECONDS:g} seconds") from None
+                raise NoAnswerError(
+                    f"no connection within {min(CONNECT_SECONDS, seconds):g} seconds"
+                ) from None
             reason = f"no answer within {seconds:g} seconds" if late else _root(error)
             again = not isinstance(error, _TooLargeError)
             raise NoAnswerError(self.endpoint.redact(reason), again) from None
@@ -186,7 +188,9 @@ class Line:
             self.late = True
             for sock in self.adapter.sockets:
                 try:
-                    sock.shutdown(socket.SHUT_RDWR)
+                    # TLS through a proxy with TLS has a socket within; and a TLS socket's own
+                    # `shutdown` would let a thread go on writing without TLS.
+                    socket.socket.shutdown(getattr(sock, "socket", sock), socket.SHUT_RDWR)
                 except OSError:
                     pass  # it is closed already
 
@@ -241,8 +245,10 @@ class _Adapter(HTTPAdapter):
         self._watch(self.poolmanager)
 
     def proxy_manager_for(self, *arguments: object, **settings: object) -> PoolManager:
+        known = len(self.proxy_manager)
         manager = super().proxy_manager_for(*arguments, **settings)
-        self._watch(manager)
+        if len(self.proxy_manager) > known:  # it is asked for with every request
+            self._watch(manager)
         return manager
 
     def _watch(self, manager: PoolManager) -> None:

@@ -25,6 +25,7 @@ from janus_min.errors import UserError
 from janus_min.files import as_line
 
 HEAD = re.compile(rb'\{"key": "([0-9a-f]{32}|)", "tokens": \[(\d+), (\d+)\], ')
+START = b'{"key": "'
 SYNC_SECONDS = 1.0  # what a power failure may take; a killed program loses nothing
 
 
@@ -34,7 +35,7 @@ class Journal:
     def __init__(self, path: Path):
         self.path, self.lock, self.index = path, threading.Lock(), _Index()
         self.tokens = [0, 0]  # of all lines: read and written by the model
-        self.lines = 0
+        self.lines = self.answers = 0  # answers: lines with a key
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +82,12 @@ class Journal:
                 os.fsync(self.descriptor)
                 self.synced = time.monotonic()
 
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        with self.lock:
+            if self.descriptor >= 0:
+                os.fsync(self.descriptor)
+
     def get(self, key: str) -> dict | None:
         """The line with this key."""
         with self.lock:
@@ -104,6 +111,7 @@ class Journal:
         self.lines += 1
         self.tokens = [a + b for a, b in zip(self.tokens, tokens)]
         if key:
+            self.answers += 1
             self.index.add(int(key[:16], 16), start)
 
     def _scan(self) -> int:
@@ -114,6 +122,9 @@ class Journal:
             whole = line.endswith(b"}\n")
             if not line.endswith(b"\n"):  # the last one, cut short
                 if not head or not _is_json(line):
+                    start_of_ours = line.startswith(START[: len(line)]) or not line.strip(b"\0")
+                    if not start_of_ours:
+                        raise UserError(f"{self.path}:{number}: this is no journal of replies")
                     break
                 os.write(self.descriptor, b"\n")
                 line, whole = line + b"\n", True

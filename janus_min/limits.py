@@ -67,22 +67,27 @@ def wait_before(attempt: int, asked: float | None) -> float:
     """Seconds before the next try: what the server asked for, else 0.5, 1, 2, … up to a minute;
     with jitter, so that threads which failed together do not come back together.
     """
+    own = min(60.0, 0.5 * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
     if asked is not None:
-        return asked * random.uniform(1.0, 1.1) + random.uniform(0.0, 0.25)
-    return min(60.0, 0.5 * 2 ** min(attempt, 10)) * random.uniform(0.5, 1.0)
+        return max(asked, own if asked < 1 else 0.0) * random.uniform(1.0, 1.1) + random.uniform(
+            0.0, 0.25
+        )
+    return own
 
 
 class Budget:
     """What is spent, and what the requests on their way may cost at most, under one limit.
 
     Prices are in dollars per million tokens. A request starts only if the limit holds even if it,
-    and all that are on their way, use all the tokens that they may.
+    and all that are on their way, use all the tokens that they may. What a server asks for an
+    answer that never arrived nobody tells; it counts as nothing.
     """
 
     def __init__(self, limit: float | None, price_in: float, price_out: float):
         self.limit, self.prices = limit, (price_in, price_out)
         self.condition = threading.Condition()
         self.spent = self.reserved = 0.0
+        self.on_their_way = 0
 
     def cost(self, tokens: tuple[int, int]) -> float:
         """Dollars for so many tokens read and written."""
@@ -93,15 +98,17 @@ class Budget:
         cost = self.cost(tokens)
         with self.condition:
             while self.limit is not None and self.spent + self.reserved + cost > self.limit:
-                if stopped() or self.reserved <= 1e-12:
+                if stopped() or not self.on_their_way:
                     return False
                 self.condition.wait(0.1)
             self.reserved += cost
+            self.on_their_way += 1
             return True
 
     def settle(self, expected: tuple[int, int], used: tuple[int, int]) -> None:
         """A request is over."""
         with self.condition:
-            self.reserved = max(0.0, self.reserved - self.cost(expected))
+            self.on_their_way -= 1
+            self.reserved = self.reserved - self.cost(expected) if self.on_their_way else 0.0
             self.spent += self.cost(used)
             self.condition.notify_all()

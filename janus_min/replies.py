@@ -3,6 +3,8 @@
 import json
 import re
 
+FINISHED = (None, "", "stop", "eos", "eos_token", "stop_sequence", "end_turn")  # by the model
+
 
 class ReplyError(Exception):
     """A reply that cannot be used; the text says why, to a person and to the model."""
@@ -28,10 +30,17 @@ def reply_of(body: object) -> dict:
         content = "".join(part for part in parts if isinstance(part, str))
     if content is not None and not isinstance(content, str):
         raise ReplyError(f"the text of the answer is a JSON {type(content).__name__}")
-    reply = {"text": content or "", "finish": choices[0].get("finish_reason")}
+    reply = {"text": without_thoughts(content or ""), "finish": choices[0].get("finish_reason")}
     reply |= {"refusal": message.get("refusal")} if message.get("refusal") else {}
     reply |= {key: body[key] for key in ("model", "system_fingerprint") if body.get(key)}
     return reply
+
+
+def without_thoughts(text: str) -> str:
+    """A text without the thoughts that some models write before it; nothing if they do not end."""
+    if not text.lstrip().startswith("<think>"):
+        return text
+    return text.partition("</think>")[2].lstrip()
 
 
 def unusable(reply: dict) -> str | None:
@@ -42,6 +51,8 @@ def unusable(reply: dict) -> str | None:
         return "filtered by the server"
     if reply["finish"] == "length":
         return "cut off at the largest number of tokens"
+    if reply["finish"] not in FINISHED:
+        return f"ended by {reply['finish']!r}"
     if not reply["text"].strip():
         return "empty"
     return None
@@ -86,9 +97,9 @@ def json_value(text: str) -> object:
 
 
 def _json_value(text: str) -> object:
-    # Greedy on purpose: a fence within a string must not end the outer one.
-    fenced = re.fullmatch(r"```[A-Za-z]*\s*\n(.*)\n\s*```", text, re.S)
-    text = fenced[1].strip() if fenced else text
+    # The first line and the last fence, so that a fence within a string ends nothing.
+    if text.startswith("```") and text.endswith("```") and "\n" in text:
+        text = text[:-3].partition("\n")[2].strip()
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:

@@ -1,8 +1,8 @@
 """What an HTTP answer means: a reply, another try, the end of a request, or of the whole run.
 
 another try                408 409 425 429 5xx, and 200 without a chat completion in it
-the end of this request    400 413 422 and other 4xx
-the end of the run         401 402 403 404, a redirect, an unknown model, no money left
+the end of this request    400 413 422, 403 (so some servers filter), and all the rest
+the end of the run         401 402 404, a redirect, an unknown model, no money left
 """
 
 import json
@@ -13,7 +13,7 @@ from janus_min.limits import retry_after
 from janus_min.replies import ReplyError, error_text, reply_of, usage_of
 
 RETRIED = (408, 409, 425, 429)
-FATAL = (401, 402, 403, 404)
+FATAL = (401, 402, 404)
 FATAL_CODES = (  # which servers send with several statuses
     "model_not_found",
     "invalid_api_key",

@@ -171,7 +171,6 @@ def test_what_cannot_pass_ends_one_record(run, status, first):
 FATAL = [
     (Reply(401, error("wrong key")), "HTTP 401: wrong key"),
     (Reply(402, error("pay first")), "HTTP 402: pay first"),
-    (Reply(403, error("not you")), "HTTP 403: not you"),
     (Reply(404, error("no such page")), "HTTP 404: no such page"),
     (
         Reply(302, b"", (("Location", "http://127.0.0.1:9/x"),)),
@@ -225,14 +224,63 @@ def test_the_other_workers_hear_of_it_at_once(run):
     assert len(server.requests) == 2 and client.successes == 1
 
 
+def test_what_was_on_its_way_when_the_run_ended_is_kept(run):
+    """It is paid for, and would be asked for once more."""
+    broke = Reply(429, error("no money", code="insufficient_quota"))
+    late = Reply(200, chat("late, but paid for"), wait=1.0)
+    with ChatServer(script=[late, late, broke]) as server:
+        run.fails(server, 3, workers=3)
+    assert list(run.texts().values()) == ["late, but paid for"] * 2
+
+
+def test_a_server_that_dies_on_the_way_ends_the_run(run, quick):
+    """Not thousands of requests that each fail for themselves."""
+    with ChatServer(
+        script=lambda seen: Reply(503, error("gone")) if len(server.requests) > 20 else None
+    ) as server:
+        line = run.fails(server, 500, workers=4)
+    assert "the last 8 requests all failed: HTTP 503: gone" in line
+    assert len(server.requests) < 20 + 12 * 8 + 8
+
+
+def test_some_requests_that_always_fail_do_not_keep_a_folder_from_going_on(run):
+    """The first ones of a resumed run may be just these."""
+    refused = Reply(400, error("filtered"))
+
+    def script(seen):
+        return refused if question(seen.body) in {f"question {n}" for n in range(6, 10)} else None
+
+    with ChatServer(script=script) as server:
+        for _ in range(2):
+            client = run(server, 10, workers=1)
+            assert client.failed == 4 and client.done == 6
+    assert server.paid == 6
+
+
+def test_two_jobs_with_the_same_request_pay_once(run):
+    with ChatServer() as server, Journal(run.path) as journal:
+        client = Client(Connection(server.url, "TEST_KEY", workers=8), journal)
+        client.run(jobs(journal, [request_of(n % 3) for n in range(60)]), 60, "record")
+    assert server.paid == 3 and client.done == 60
+
+
+def test_a_client_may_run_again_after_a_failure(run):
+    with ChatServer(script=[Reply(401, error("wrong key"))]) as server:
+        with Journal(run.path) as journal:
+            client = Client(Connection(server.url, "TEST_KEY", workers=2), journal)
+            with pytest.raises(UserError, match="wrong key"):
+                client.run(jobs(journal, [request_of(0)]), 1, "record")
+            client.run(jobs(journal, [request_of(1)]), 1, "record")
+    assert client.done == 1
+
+
 def test_requests_on_their_way_are_ended_with_the_run(run, monkeypatch):
-    """H22: after a grace, no thread of it is left, whatever its server does."""
-    monkeypatch.setattr(client_module, "GRACE", 0.3)
+    """H22: after their deadline, no thread of it is left, whatever its server does."""
     wrong = Reply(401, error("wrong key"), wait=0.2)
     with ChatServer(script=[Reply(how="hang"), Reply(how="drip"), wrong]) as server:
         began = time.monotonic()
-        run.fails(server, 3, workers=3)
-        assert time.monotonic() - began < 1.5
+        run.fails(server, 3, workers=3, deadline=0.8)
+        assert time.monotonic() - began < 2.5
         assert [thread for thread in threading.enumerate() if "_work" in thread.name] == []
 
 

@@ -391,3 +391,13 @@ def test_an_error_with_the_key_in_it_is_told_without():
             Answer(500, {}, json.dumps(error(body.decode())).encode()),
         ):
             assert endpoint.redact(judge_status(answer).reason) == "HTTP 500: you sent [key]"
+
+
+def test_behind_a_proxy_sockets_are_watched_once(monkeypatch):
+    """`requests` asks for the proxy's manager with every request."""
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    line = Endpoint("https://example.com/v1", "OPENAI_API_KEY").line()
+    for _ in range(3):
+        manager = line.adapter.proxy_manager_for("http://127.0.0.1:9")
+    pools = manager.pool_classes_by_scheme["https"].__mro__
+    assert [pool.__name__ for pool in pools].count("HTTPSConnectionPool") == 2

@@ -108,7 +108,10 @@ def test_what_is_kept_of_a_reply():
         (chat(" \n "), "empty"),
         (chat(None), "empty"),
         (chat([]), "empty"),
-        (chat(None, "tool_calls", tool_calls=[{"id": "1"}]), "empty"),
+        (chat(None, "tool_calls", tool_calls=[{"id": "1"}]), "ended by 'tool_calls'"),
+        (chat("half a text", "error"), "ended by 'error'"),
+        (chat("half a text", "abort"), "ended by 'abort'"),
+        (chat("<think>but what does it"), "empty"),
         (chat(None, refusal="I cannot."), "refused: I cannot."),
         (chat("Well,", refusal="I cannot."), "refused: I cannot."),
         (chat("Well, it is", "length"), "cut off at the largest number of tokens"),
@@ -184,7 +187,7 @@ def judged(status, body, headers=JSON):
     ("status", "again", "fatal"),
     [(status, True, False) for status in (408, 409, 425, 429, 500, 501, 502, 503, 504, 529)]
     + [(status, False, False) for status in (400, 405, 413, 415, 422, 451, 204)]
-    + [(status, False, True) for status in (401, 402, 403, 404, 301, 302, 303, 307, 308)],
+    + [(status, False, True) for status in (401, 402, 404, 301, 302, 303, 307, 308)],
 )
 def test_statuses(status, again, fatal):
     """H01: what is tried again, what ends a request, what ends the run."""
