@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from janus_min.directories import replace_file
+from janus_min.files import replace_file
 from janus_min.world import (
     BY_DIMENSION,
     BY_NAME,
@@ -71,13 +71,18 @@ def record(topic: str, prompt: str, preferences: PreferenceSet, system: str) -> 
         "original_source": topic,
         "preference_set": [
             {"dimension": p.dimension, "subdimension": p.subdimension, "preference": p.preference}
-            | {"description": p.wordings[0]}
+            | {"description": f"About {topic}: {wording_in(system, p)}"}
             for p in preferences
         ],
         "system": system,
         "prompt": prompt,
         "output": answer(topic, preferences),
     }
+
+
+def wording_in(system: str, preference: Preference) -> str:
+    """How a system message asks for a preference; the first letter may be a small one there."""
+    return next(wording for wording in preference.wordings if wording[1:] in system)
 
 
 def row_preferences(row: dict) -> PreferenceSet:
@@ -194,9 +199,14 @@ def bench(seed: int = 1) -> list[dict]:
 
 def rubric(preference: Preference) -> dict:
     """A rubric in the bench's format; its criteria name the preference."""
+    return rubric_texts(preference.preference)
+
+
+def rubric_texts(asked_for: str) -> dict:
+    """A rubric for whatever is asked for."""
     grades = ("not at all", "hardly", "in part", "almost", "fully")
     return {
-        "criteria": f"{ASKED_FOR}{preference.preference}?",
+        "criteria": f"{ASKED_FOR}{asked_for}?",
         "score_descriptions": {str(i): f"It is {g} so." for i, g in enumerate(grades, start=1)},
     }
 

@@ -247,7 +247,7 @@ class Filters:
     max_characters: int = 8000  # of the longest prompt
     language: str | None = None  # what rows with a language must say, such as English
     latin_share: float = 0.0  # least share of a prompt's letters that are Latin
-    near_duplicates: float = 0.8  # likeness (Jaccard, word trigrams) that is too much; 1 keeps all
+    near_duplicates: float = 0.8  # likeness (word trigrams) that is too much; 1: only exact ones
     bench: tuple[Path, ...] | None = None  # files of benchmark prompts to compare with
     keep_overlap: bool = True  # keep instructions that overlap with the bench; counted either way
     limit: int | None = None  # most instructions that are kept, the first ones

@@ -241,7 +241,7 @@ def _summary(counts: Counter[int]) -> dict[str, float]:
 # What a person reads
 
 SHOWN = 6  # sources and dimensions, the most frequent ones
-COLUMN = 26  # characters for a name
+COLUMN, LONGEST = 26, 42  # characters for a name, and of one that is longer
 BARS = 50  # of a histogram, at most
 
 
@@ -280,7 +280,7 @@ def as_text(stats: dict) -> str:
 
 
 def _line(name: str, value: int | str, rest: str = "") -> str:
-    name = name.replace("\n", " ")[:COLUMN]
+    name = name.replace("\n", " ")[:LONGEST]
     return f"{name:<{COLUMN}}{value:>10{',' if isinstance(value, int) else ''}}   {rest}".rstrip()
 
 
