@@ -31,7 +31,6 @@ TRIES = 8  # of a request that fails for a reason that may pass
 PATIENCE = 3600.0  # seconds of hearing "too many requests" before a request is given up
 GRACE = 3.0  # seconds that requests on their way have, when a run is asked to end
 
-
 # Gives the next request that a record needs, when the answers to the earlier ones are in the
 # journal; None if it needs no more.
 Job = Callable[[], Request | None]
@@ -89,24 +88,31 @@ class Client:
                 self._raise()
                 self._show(show, last=True)
             finally:
-                self.stopped.set()
-                for _ in threads:  # those that wait for work
-                    with suppress(Full):
-                        queue.put_nowait(None)
-                # What is on its way is paid for. Who pressed Ctrl-C waits for some of it only.
-                start, ends = time.monotonic(), time.monotonic() + self.settings.deadline
-                while any(thread.is_alive() for thread in threads) and time.monotonic() < ends:
-                    if start and not signals.received and time.monotonic() - start > 2.0:
-                        print("waiting for requests on their way; Ctrl-C ends it", file=sys.stderr)
-                        start = None
-                    if signals.received:
-                        ends = min(ends, time.monotonic() + GRACE)
-                        signals.received = None
-                    time.sleep(0.02)
-                self.endpoint.cut()
-                for thread in threads:
-                    thread.join(0.5 / len(threads))
+                self._end(queue, threads, signals)
                 show.close()
+
+    def _end(
+        self, queue: "Queue[Job | None]", threads: list[threading.Thread], signals: Interruptible
+    ) -> None:
+        """Lets the workers finish what is on its way, for it is paid for; after Ctrl-C, only what
+        comes within the grace.
+        """
+        self.stopped.set()
+        for _ in threads:  # those that wait for work
+            with suppress(Full):
+                queue.put_nowait(None)
+        start = time.monotonic()
+        ends, told = start + self.settings.deadline, signals.received is not None
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < ends:
+            if signals.received:
+                ends, signals.received = min(ends, time.monotonic() + GRACE), None
+            elif not told and time.monotonic() > start + 2.0:
+                print("waiting for requests on their way; Ctrl-C ends it", file=sys.stderr)
+                told = True
+            time.sleep(0.02)
+        self.endpoint.cut()
+        for thread in threads:
+            thread.join(0.5 / len(threads))
 
     def _until(self, ready: Callable[[], bool], signals: Interruptible, show: Progress) -> None:
         """Waits for something, with an eye on signals and on what the workers met."""

@@ -149,7 +149,6 @@ class Pipeline:
             return target
         self.folder.begin(stage.name)
         records, failed = Writer(target), Writer(self.folder.file(f"{stage.name}.failed"))
-
         unanswered: list[int] = []
 
         def tasks() -> Iterator[dict]:
