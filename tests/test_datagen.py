@@ -22,7 +22,7 @@ from janus_min.exports import FILES
 from janus_min.formats import read_jsonl
 from janus_min.loopback import served
 from janus_min.miniature import collection
-from janus_min.pipeline import Sampling
+from janus_min.pipeline import Folder, Sampling
 from janus_min.sources import Filters
 from janus_min.teacher import Teacher, world_hierarchy
 from tests.conftest import tiny_policy
@@ -280,6 +280,38 @@ def test_killed_between_any_two_changes_of_files(tmp_path, teacher, monkeypatch)
             same_files(tmp_path / "whole", tmp_path / "killed")
             shutil.rmtree(tmp_path / "killed")
     assert point > 20
+
+
+def test_a_file_that_was_not_noted_is_not_believed(tmp_path, teacher, instructions, monkeypatch):
+    """Killed between the file and the note, then started with the settings of the older note."""
+    out, few = tmp_path / "out", Filters(near_duplicates=1.0, limit=3)
+    with ChatServer(ask(teacher)) as server:
+        build(instructions, out, server.url, filters=few)
+        noted = Folder.finish
+
+        def killed(self: Folder, name: str, *more: object) -> None:
+            if name == "instructions":
+                raise KeyboardInterrupt
+            noted(self, name, *more)
+
+        monkeypatch.setattr(Folder, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(instructions, out, server.url)
+        monkeypatch.setattr(Folder, "finish", noted)
+        build(instructions, out, server.url, filters=few)
+    assert len(lines(out / "instructions.jsonl")) == 3
+
+
+def test_settings_may_not_change_while_a_batch_is_on_its_way(tmp_path, instructions):
+    """It is paid for, although the journal has nothing yet."""
+    out = tmp_path / "out"
+    with Folder(out, {"model": "first"}):
+        pass
+    with Folder(out, {"model": "second"}):  # nothing was asked
+        pass
+    (out / "batches.json").write_text('{"batches": {"abc": "batch-1"}, "over": []}')
+    with pytest.raises(UserError, match="model was 'second', is 'third'"):
+        Folder(out, {"model": "third"})
 
 
 def test_a_small_limit_first_then_all_pays_nothing_twice(tmp_path, teacher, instructions):

@@ -154,6 +154,17 @@ def test_a_budget_keeps_room_for_what_is_on_its_way():
     assert not budget.reserve((1, 0), lambda: False)  # there never will be any
 
 
+def test_nothing_stays_reserved_when_nothing_is_on_its_way():
+    """A rest of many additions would be waited for without end."""
+    budget = Budget(1e6, 0.1, 0.7)
+    amounts = [(n, n * n) for n in range(1, 200)]
+    for amount in amounts:
+        assert budget.reserve(amount, lambda: False)
+    for amount in reversed(amounts):
+        budget.settle(amount, (0, 0))
+    assert budget.reserved == 0.0
+
+
 def test_a_budget_waits_until_there_is_room():
     budget = Budget(10.0, 1000, 0)
     budget.reserve((9000, 0), lambda: False)
