@@ -27,7 +27,7 @@ from janus_min.progress import Progress
 from janus_min.verdicts import Verdict, judge_chat
 
 CHAT = "/chat/completions"
-TRIES = 8  # of a request that fails for a reason that may pass
+TRIES, FIRST_TRIES = 8, 4  # of a request that fails for a reason that may pass
 PATIENCE = 3600.0  # seconds of hearing "too many requests" before a request is given up
 GRACE = 3.0  # seconds that requests on their way have, when a run is asked to end
 
@@ -221,7 +221,9 @@ class Client:
             if verdict.slow_down:
                 patience = patience or time.monotonic() + PATIENCE
             late = patience is not None and time.monotonic() > patience
-            if not verdict.again or tries >= self._tries() or late:
+            # Fewer tries as long as nothing has worked: it will be the address, then.
+            enough = tries >= (TRIES if self.journal.answers else FIRST_TRIES)
+            if not verdict.again or enough or late:
                 self._give_up(key, verdict)
             seconds = wait_before(attempt, verdict.wait)
             if verdict.slow_down:  # all stop for as long as the server asks, or for a moment
@@ -251,10 +253,6 @@ class Client:
                 start = self.pace.turn(tokens)
         if self.stopped.is_set():
             raise _Ended
-
-    def _tries(self) -> int:
-        """Fewer as long as nothing has worked: it will be the address, then."""
-        return TRIES if self.journal.answers else 4
 
     def _give_up(self, key: str, verdict: Verdict) -> None:
         """Notes a request that brought nothing. Raises GivenUpError, or UserError if there is no
