@@ -70,7 +70,7 @@ class SunburstOptions:
 
 def options_of(command: str, *kinds: type, without: tuple[str, ...] = ()) -> list:
     """The flags behind the command, as one object of each kind."""
-    parser = Parser(f"python datagen.py {command}")
+    parser = Parser(f"python datagen.py {command}\n\n{COMMANDS[command].__doc__}")
     for kind in kinds:
         add_fields(parser, kind, without)
     arguments = parser.parse_args(sys.argv[2:])
@@ -78,17 +78,24 @@ def options_of(command: str, *kinds: type, without: tuple[str, ...] = ()) -> lis
 
 
 def build() -> None:
+    """Builds a collection of instructions: preferences, system messages, responses, training files.
+    Stopped or killed, it goes on with what is missing when it is started again.
+    """
     kinds = (Options, Filters, Sampling, Connection)
     build_collection(Work(*options_of("build", *kinds, without=("unseen",))))
 
 
 def bench() -> None:
+    """Builds items in the shape of Multifaceted Bench: a system message, a reference answer, and a
+    rubric for each of its four preferences.
+    """
     kinds, without = (Options, Filters, Sampling, Connection), ("sets", "differ", "test_share")
     options, *more = options_of("bench", *kinds, without=without)
     build_bench(Work(replace(options, sets=1), *more))
 
 
 def stats() -> None:
+    """Counts, lengths and diversity of a collection."""
     [options] = options_of("stats", StatsOptions)
     if options.data is None:
         raise UserError("--data FILE is needed: JSONL of a collection")
@@ -109,6 +116,7 @@ def stats() -> None:
 
 
 def sunburst() -> None:
+    """Draws dimensions, subdimensions and preferences as a page to click through."""
     [options] = options_of("sunburst", SunburstOptions)
     if options.out is None:
         raise UserError("--out FILE.html is needed: where the page goes")

@@ -27,7 +27,7 @@ from janus_min.exports import TEST_SHARE, export
 from janus_min.files import Writer, hash_files
 from janus_min.formats import read_jsonl
 from janus_min.hierarchy import DIMENSIONS, HIERARCHY, read_hierarchy
-from janus_min.limits import MILLION
+from janus_min.limits import dollars
 from janus_min.pipeline import Folder, Pipeline, Sampling
 from janus_min.sources import Filters, select
 
@@ -147,8 +147,7 @@ def build_bench(work: Work, say: Callable[[str], None] = print) -> None:
 def end(work: Work, folder: Folder, say: Callable[[str], None]) -> None:
     """Says what it took. Raises UserError if something is still to be done."""
     read, written = folder.journal.tokens
-    prices = work.connection
-    cost = (read * prices.price_in + written * prices.price_out) / MILLION
+    cost = dollars((read, written), work.connection.price_in, work.connection.price_out)
     say(f"tokens: {read:,} read, {written:,} written" + (f", ${cost:,.2f}" if cost else ""))
     if count := sum(stage.get("unanswered", 0) for stage in folder.stages.values()):
         raise UserError(f"without an answer: {count:,}; the same command asks for them again")
@@ -247,7 +246,7 @@ def estimate(work: Work, stages: list[Stage], say: Callable[[str], None]) -> Non
     say(f"{'in all':12}{total[0]:>12,}{total[1]:>16,}{total[2]:>16,}")
     prices = work.connection
     if prices.price_in + prices.price_out > 0:
-        cost = (total[1] * prices.price_in + total[2] * prices.price_out) / MILLION
+        cost = dollars(total[1:], prices.price_in, prices.price_out)
         say(f"about ${cost:,.2f} at ${prices.price_in:g} and ${prices.price_out:g} per million")
     say(
         f"Estimated with {CHARACTERS_PER_TOKEN} characters per token and replies of "

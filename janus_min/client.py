@@ -202,9 +202,9 @@ class Client:
         patience, tries = None, 0
         for attempt in count():
             self._reserve(expected)
-            self._wait_for_turn(sum(expected))
             used = (0, 0)
             try:
+                self._wait_for_turn(sum(expected))
                 self._count("calls")
                 answer = line.send(CHAT, self.settings.deadline, body)
                 verdict, used = self._keep(request, key, answer)

@@ -64,9 +64,11 @@ def preferences_stage(hierarchy: Hierarchy, count: int, differ: int, seed: int) 
     """Instruction -> `count` preference sets, of which any two differ in `differ` dimensions."""
 
     def seeds(record: dict) -> list[dict]:
+        """The starting points of an instruction, by its number."""
         return starting_points(hierarchy, count, [seed, record["id"]])
 
     def ask(record: dict) -> Question:
+        """The instruction and the starting points."""
         lines = "\n".join(json.dumps(user, ensure_ascii=False) for user in seeds(record))
         number = prompts.ONE_USER if count == 1 else prompts.MANY_USERS
         slots = {key: prompts.fill(text, count=count) for key, text in number.items()}
@@ -75,6 +77,7 @@ def preferences_stage(hierarchy: Hierarchy, count: int, differ: int, seed: int) 
         return Question(prompts.PREFERENCES_SYSTEM, user, True, max(4096, 600 * count))
 
     def read(record: dict, reply: str) -> dict:
+        """The sets, none of which only repeats a starting point."""
         sets = preference_sets(json_value(reply), count, differ)
         for number, (entries, points) in enumerate(zip(sets, seeds(record)), start=1):
             for entry in entries:
@@ -144,6 +147,7 @@ def systems_stage(count: int, taken: Callable[[str], bool] = lambda system: Fals
     """Each of `count` preference sets -> system message. One that is `taken` is refused."""
 
     def tasks(record: dict) -> list[dict]:
+        """One for each set."""
         carried = {key: record[key] for key in CARRIED}
         return [
             carried | {"set": number, "preference_set": entries}
@@ -151,11 +155,13 @@ def systems_stage(count: int, taken: Callable[[str], bool] = lambda system: Fals
         ]
 
     def ask(task: dict) -> Question:
+        """The four descriptions, and nothing else of the record."""
         lines = "\n".join(f"- {entry['description']}" for entry in task["preference_set"])
         user = prompts.fill(prompts.SYSTEM_MESSAGE, descriptions=lines)
         return Question(prompts.SYSTEM_MESSAGE_SYSTEM, user, False, 1024)
 
     def read(task: dict, reply: str) -> dict:
+        """The system message, if there is none like it yet."""
         system = system_message(reply)
         if taken(system):
             raise ReplyError("this system message exists already")
@@ -189,9 +195,11 @@ def responses_stage() -> Stage:
     """System message and instruction -> response, asked for as the trained model will be."""
 
     def ask(task: dict) -> Question:
+        """The instruction, under the system message."""
         return Question(task["system"], task["prompt"], False, 4096)
 
     def read(task: dict, reply: str) -> dict:
+        """The response, whatever it is."""
         return task | {"output": reply.strip()}
 
     return Stage("responses", lambda record: [record], ask, read, 1, 500)
@@ -204,15 +212,18 @@ def rubrics_stage() -> Stage:
     """Preference -> rubric: a question and what each score from 1 to 5 means."""
 
     def tasks(record: dict) -> list[dict]:
+        """One for each preference."""
         carried = {key: record[key] for key in ("id", "set")}
         return [carried | {"preference": entry} for entry in record["preference_set"]]
 
     def ask(task: dict) -> Question:
+        """The description of the preference."""
         description = task["preference"]["description"]
         user = prompts.fill(prompts.RUBRIC, description=description)
         return Question(prompts.RUBRIC_SYSTEM, user, True, 1024)
 
     def read(task: dict, reply: str) -> dict:
+        """The rubric, whole."""
         return task | {"rubric": rubric(json_value(reply))}
 
     return Stage("rubrics", tasks, ask, read, len(DIMENSIONS), 250)

@@ -49,7 +49,9 @@ class Request(NamedTuple):
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def expected(self) -> tuple[int, int]:
-        """At most so many tokens are read and written. A token has one byte or more."""
+        """At most so many tokens are read and written: a token has one byte or more. For a body
+        that sets no limit to what is written, 4,096 are assumed.
+        """
         texts = [message["content"].encode("utf-8", "replace") for message in self.body["messages"]]
         limits = (self.body.get(key) for key in ("max_completion_tokens", "max_tokens"))
         return sum(len(text) + 16 for text in texts), next(filter(None, limits), 4096)

@@ -241,13 +241,15 @@ class _Adapter(HTTPAdapter):
         super().__init__(pool_connections=1, pool_maxsize=1)
 
     def init_poolmanager(self, *arguments: object, **settings: object) -> None:
+        """Called by `requests`, once."""
         super().init_poolmanager(*arguments, **settings)
         self._watch(self.poolmanager)
 
     def proxy_manager_for(self, *arguments: object, **settings: object) -> PoolManager:
+        """Called by `requests`, with every request behind a proxy."""
         known = len(self.proxy_manager)
         manager = super().proxy_manager_for(*arguments, **settings)
-        if len(self.proxy_manager) > known:  # it is asked for with every request
+        if len(self.proxy_manager) > known:
             self._watch(manager)
         return manager
 
@@ -263,6 +265,7 @@ def _watched(pool: type, sockets: list[socket.socket]) -> type:
         """A connection that shows its socket."""
 
         def connect(self) -> None:
+            """Called by `urllib3`."""
             super().connect()
             sockets[:] = [self.sock]
 

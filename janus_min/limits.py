@@ -3,7 +3,7 @@
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 
@@ -75,6 +75,11 @@ def wait_before(attempt: int, asked: float | None) -> float:
     return own
 
 
+def dollars(tokens: Sequence[int], price_in: float, price_out: float) -> float:
+    """The cost of tokens read and written, at prices per million."""
+    return (tokens[0] * price_in + tokens[1] * price_out) / MILLION
+
+
 class Budget:
     """What is spent, and what the requests on their way may cost at most, under one limit.
 
@@ -91,7 +96,7 @@ class Budget:
 
     def cost(self, tokens: tuple[int, int]) -> float:
         """Dollars for so many tokens read and written."""
-        return sum(n * price for n, price in zip(tokens, self.prices)) / MILLION
+        return dollars(tokens, *self.prices)
 
     def reserve(self, tokens: tuple[int, int], stopped: Callable[[], bool]) -> bool:
         """Waits until there is room for a request. False if there never will be, or at the end."""

@@ -27,6 +27,7 @@ def served(answer: Callable[[list[dict]], str]) -> Iterator[str]:
         wbufsize = -1  # headers and body leave together
 
         def do_POST(self) -> None:
+            """Answers one request."""
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             text = answer(body["messages"])
             read = sum(len(message["content"].split()) for message in body["messages"])

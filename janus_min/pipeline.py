@@ -7,7 +7,8 @@
 
 A stage's file is a pure function of the file before it and of the journal: first all replies are
 fetched, in any order, then the file is written in one pass and gets its name. So a build that is
-killed anywhere and started again ends with the same files, and asks for nothing twice.
+killed anywhere and started again ends with the same files, and asks for nothing again that it
+has a reply to.
 """
 
 import json
@@ -152,10 +153,12 @@ class Pipeline:
         unanswered: list[int] = []
 
         def tasks() -> Iterator[dict]:
+            """All of them, in order."""
             for _, record in read_jsonl(source):
                 yield from stage.tasks(record)
 
         def write(task: dict, outcome: "dict | Failed | Request") -> None:
+            """Puts what has become of a task into its file."""
             if isinstance(outcome, dict):
                 records.add(outcome)
                 return
@@ -166,6 +169,7 @@ class Pipeline:
             failed.add(about | {"reason": outcome.reason})
 
         def written() -> int:
+            """How many tasks are in the files."""
             return records.count + failed.count
 
         outcomes = ((task, self.outcome(stage, task)) for task in tasks())
@@ -196,6 +200,7 @@ class Pipeline:
         if self.batch:
 
             def missing() -> Iterator[Request]:
+                """All requests whose replies are not there yet."""
                 records = (record for _, record in read_jsonl(source))
                 tasks = (task for record in records for task in stage.tasks(record))
                 outcomes = (self.outcome(stage, task) for task in islice(tasks, before, None))
@@ -213,6 +218,7 @@ class Pipeline:
 
     def _job(self, stage: Stage, task: dict) -> Job:
         def missing() -> Request | None:
+            """The request whose reply is not there yet."""
             outcome = self.outcome(stage, task)
             return outcome if isinstance(outcome, Request) else None
 

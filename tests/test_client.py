@@ -274,6 +274,18 @@ def test_a_client_may_run_again_after_a_failure(run):
     assert client.done == 1
 
 
+def test_nothing_stays_reserved_for_requests_that_never_started(run):
+    """They wait for their turn when the run ends; the budget of the next run is whole."""
+    settings = dict(workers=3, requests_per_minute=1.0, price_in=1.0, max_cost=1.0)
+    with ChatServer(script=[Reply(401, error("wrong key"), wait=0.3)]) as server:
+        with Journal(run.path) as journal:
+            client = Client(Connection(server.url, "TEST_KEY", **settings), journal)
+            with pytest.raises(UserError, match="wrong key"):
+                client.run(jobs(journal, map(request_of, range(3))), 3, "record")
+    assert len(server.requests) == 1
+    assert client.budget.on_their_way == 0 and client.budget.reserved == 0.0
+
+
 def test_requests_on_their_way_are_ended_with_the_run(run, monkeypatch):
     """H22: after their deadline, no thread of it is left, whatever its server does."""
     wrong = Reply(401, error("wrong key"), wait=0.2)

@@ -78,6 +78,11 @@ def build(instructions: Path, out: Path, url: str, sampling=None, filters=None, 
     build_collection(work, lambda line: None)
 
 
+def flags_of(instructions: Path, out: Path) -> tuple:
+    """`build` on the command line; the last one is its folder."""
+    return ("build", "--instructions", instructions, "--near-duplicates", 1, "--out", out)
+
+
 def same_files(first: Path, second: Path, names=(*STAGES, *FILES)) -> None:
     for name in names:
         ours, theirs = (folder / f"{name}.jsonl" for folder in (first, second))
@@ -520,15 +525,7 @@ def test_a_wrong_model_and_an_exceeded_budget_stop_at_once(
     asked, instructions, tmp_path, teacher, monkeypatch
 ):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    flags = (
-        "build",
-        "--instructions",
-        instructions,
-        "--near-duplicates",
-        1,
-        "--out",
-        tmp_path / "o",
-    )
+    flags = flags_of(instructions, tmp_path / "o")
     message = f"The model `nope` does not exist for {SECRET}"
 
     def script(seen: object) -> Reply | None:
@@ -553,15 +550,7 @@ def test_a_wrong_model_and_an_exceeded_budget_stop_at_once(
 
 def test_what_is_no_chat_api_is_said_so(asked, instructions, tmp_path, monkeypatch):
     monkeypatch.setattr("janus_min.client.wait_before", lambda attempt, asked: 0.01)
-    flags = (
-        "build",
-        "--instructions",
-        instructions,
-        "--near-duplicates",
-        1,
-        "--out",
-        tmp_path / "o",
-    )
+    flags = flags_of(instructions, tmp_path / "o")
     page = Reply(200, "<html>Welcome</html>", (("Content-Type", "text/html"),))
     with ChatServer(script=lambda seen: page) as server:
         said = asked.fails(*flags, "--base-url", server.url, "--model", "m")
