@@ -10,6 +10,7 @@ python datagen.py sunburst --data FILE --out OUT.html
 the environment variable OPENAI_API_KEY.
 """
 
+import inspect
 import json
 import shutil
 import sys
@@ -70,7 +71,7 @@ class SunburstOptions:
 
 def options_of(command: str, *kinds: type, without: tuple[str, ...] = ()) -> list:
     """The flags behind the command, as one object of each kind."""
-    parser = Parser(f"python datagen.py {command}\n\n{COMMANDS[command].__doc__}")
+    parser = Parser(f"python datagen.py {command}\n\n{inspect.getdoc(COMMANDS[command])}")
     for kind in kinds:
         add_fields(parser, kind, without)
     arguments = parser.parse_args(sys.argv[2:])

@@ -4,7 +4,6 @@ collection   instructions → preferences → systems → responses → training
 bench        prompts → preferences → systems → responses → rubrics → bench.jsonl
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,14 +23,12 @@ from janus_min.collection import (
 from janus_min.duplicates import normal_form
 from janus_min.errors import UserError, require
 from janus_min.exports import TEST_SHARE, export
-from janus_min.files import Writer, hash_files
+from janus_min.files import Writer, hash_files, text_hash
 from janus_min.formats import read_jsonl
 from janus_min.hierarchy import DIMENSIONS, HIERARCHY, read_hierarchy
-from janus_min.limits import dollars
-from janus_min.pipeline import Folder, Pipeline, Sampling
+from janus_min.limits import CHARACTERS_PER_TOKEN, dollars
+from janus_min.pipeline import MOST_ATTEMPTS, Folder, Pipeline, Sampling
 from janus_min.sources import Filters, select
-
-CHARACTERS_PER_TOKEN = 4  # of English, for estimates
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,8 @@ class Options:
     def __post_init__(self) -> None:
         require(1 <= self.sets <= 10, self, "sets", "1 to 10")
         require(1 <= self.differ <= 4, self, "differ", "1 to 4")
-        require(1 <= self.attempts <= 20, self, "attempts", "1 to 20")
+        valid = 1 <= self.attempts <= MOST_ATTEMPTS
+        require(valid, self, "attempts", f"1 to {MOST_ATTEMPTS}")
         require(0 <= self.test_share < 1, self, "test_share", "0 or more, less than 1")
         require(self.seed >= 0, self, "seed", "0 or more")
         if not self.instructions:
@@ -256,11 +254,6 @@ def estimate(work: Work, stages: list[Stage], say: Callable[[str], None]) -> Non
 
 
 # The bench
-
-
-def text_hash(text: str) -> str:
-    """A short name for a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def system_messages(files: tuple[Path, ...]) -> set[str]:

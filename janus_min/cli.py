@@ -38,13 +38,15 @@ def add_fields(
     A flag that is not given leaves no trace in the namespace (`given_fields`).
     """
     hints = typing.get_type_hints(dataclass_type)
-    comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", inspect.getsource(dataclass_type), re.M))
+    sources = map(inspect.getsource, reversed(dataclass_type.__mro__[:-1]))  # what it inherits, too
+    comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", "\n".join(sources), re.M))
     for field in (field for field in fields(dataclass_type) if field.name not in without):
         kind = hints[field.name]
         if isinstance(kind, types.UnionType):  # X | None
             kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
         flag, text = "--" + field.name.replace("_", "-"), comments[field.name].replace("%", "%%")
         if kind is bool:
+            text += " (on)" if field.default else ""
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, action=action, default=argparse.SUPPRESS, help=text)
             continue

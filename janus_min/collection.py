@@ -44,6 +44,7 @@ class Question(NamedTuple):
     user: str
     json: bool  # whether the reply is to be one JSON object
     max_tokens: int
+    sample: int = 0  # which of several independent replies to the same question
 
 
 class Stage(NamedTuple):
@@ -55,6 +56,9 @@ class Stage(NamedTuple):
     read: Callable[[dict, str], dict]  # (task, reply) -> record; raises ReplyError
     fan_out: int  # tasks per record
     written: int  # tokens that a reply has, more or less, for estimates
+    # Whether a reply that cannot be used is shown to the model with the reason, or just another
+    # one is asked for.
+    shows_mistakes: bool = True
 
 
 # Preferences

@@ -52,6 +52,11 @@ def hash_files(paths: list[Path]) -> str:
     return content.hexdigest()
 
 
+def text_hash(text: str) -> str:
+    """A short name for a text."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
 _ENCODER = json.JSONEncoder(ensure_ascii=False)  # made once: `json.dumps` makes one for each call
 
 

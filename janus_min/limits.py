@@ -9,6 +9,7 @@ from email.utils import parsedate_to_datetime
 
 LONGEST_WAIT = 120.0  # seconds, whatever a server asks for
 MILLION = 1_000_000
+CHARACTERS_PER_TOKEN = 4  # of English, for estimates
 
 
 class Pace:

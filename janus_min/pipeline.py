@@ -29,6 +29,9 @@ from janus_min.journal import Journal
 from janus_min.replies import ReplyError, unusable
 
 STATE, CALLS = "build.json", "calls.jsonl"
+MOST_ATTEMPTS = 20  # replies to one question
+PLACE = ("id", "set", "number", "run", "game")  # what a task is known by, as far as it has them
+PATIENCE = 10  # tasks that may come to nothing before one succeeds
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Failed(NamedTuple):
     """A task that came to nothing."""
 
     reason: str
+    reply: str | None = None  # the last one that could not be read
 
 
 class Folder:
@@ -135,6 +139,7 @@ class Pipeline:
         self.folder, self.sampling, self.connection = folder, sampling, connection
         self.attempts, self.batch = attempts, batch
         self._client: Client | None = None
+        self.in_vain, self.fruitful = 0, False  # tasks that came to nothing; whether one did not
 
     @property
     def client(self) -> Client:
@@ -145,7 +150,8 @@ class Pipeline:
 
     def run(self, stage: Stage, source: Path) -> Path:
         """Does one stage for all records of `source`. Returns the file with its records."""
-        target, made_of = self.folder.file(stage.name), [hash_files([source]), self.attempts]
+        made_of = [hash_files([source]), stage.fan_out, self.attempts]
+        target = self.folder.file(stage.name)
         if self.folder.done(stage.name, made_of):
             return target
         self.folder.begin(stage.name)
@@ -162,11 +168,13 @@ class Pipeline:
             if isinstance(outcome, dict):
                 records.add(outcome)
                 return
+            about = {key: task[key] for key in PLACE if key in task}
             if isinstance(outcome, Request):  # it was given up
                 unanswered.append(task["id"])
+                about |= {"unanswered": True}
                 outcome = Failed(self.client.failures.get(outcome.key(), "no answer"))
-            about = {key: task[key] for key in ("id", "set") if key in task}
-            failed.add(about | {"reason": outcome.reason})
+            last = {} if outcome.reply is None else {"reply": outcome.reply}
+            failed.add(about | {"reason": outcome.reason} | last)
 
         def written() -> int:
             """How many tasks are in the files."""
@@ -175,6 +183,7 @@ class Pipeline:
         outcomes = ((task, self.outcome(stage, task)) for task in tasks())
         for task, outcome in outcomes:
             if isinstance(outcome, Request):  # from here on, the server is needed
+                self.in_vain, self.fruitful = 0, records.count > 0
                 self._fetch(stage, chain([(task, outcome)], outcomes), source, written())
                 for task in islice(tasks(), written(), None):
                     write(task, self.outcome(stage, task))
@@ -208,37 +217,57 @@ class Pipeline:
 
             Batches(self.client, self.folder.path).run(missing, stage.name)
             return
-        jobs = (
-            self._job(stage, task) if isinstance(outcome, Request) else None
-            for task, outcome in rest
-        )
+
+        def jobs() -> Iterator[Job | None]:
+            """What is left to do; None for what is done."""
+            for task, outcome in rest:
+                self.fruitful |= isinstance(outcome, dict)
+                yield self._job(stage, task) if isinstance(outcome, Request) else None
+
         with source.open("rb") as file:
             total = stage.fan_out * sum(1 for _ in file)
-        self.client.run(chain([None] * before, jobs), total, stage.name)
+        self.client.run(chain([None] * before, jobs()), total, stage.name)
 
     def _job(self, stage: Stage, task: dict) -> Job:
         def missing() -> Request | None:
             """The request whose reply is not there yet."""
             outcome = self.outcome(stage, task)
-            return outcome if isinstance(outcome, Request) else None
+            if isinstance(outcome, Request):
+                return outcome
+            if isinstance(outcome, dict):
+                self.fruitful = True
+            else:
+                self._lose_patience(outcome)
+            return None
 
         return missing
+
+    def _lose_patience(self, failed: Failed) -> None:
+        """Ends the run if the model does not do anything that it is asked for."""
+        self.in_vain += 1
+        if self.in_vain >= PATIENCE and not self.fruitful:
+            raise UserError(
+                f"nothing came of the first {self.in_vain} questions to {self.sampling.model}, so "
+                f"no more are asked: {failed.reason}"
+                + (f"; the last reply ends in {failed.reply[-80:]!r}" if failed.reply else "")
+                + "; all replies are kept, and with more --attempts the same command goes on"
+            )
 
     def outcome(self, stage: Stage, task: dict) -> "dict | Failed | Request":
         """What has become of a task: its record, the reason why there is none, or the request
         whose reply is not there yet.
 
-        A reply that cannot be used is shown to the model with the reason; in the place of one that
-        is empty, cut short or refused, another one is asked for.
+        A reply that cannot be used is shown to the model with the reason, if the stage says so; in
+        the place of one that is empty, cut short or refused, another one is asked for.
         """
         question = stage.ask(task)
-        first = [
-            {"role": "system", "content": question.system},
-            {"role": "user", "content": question.user},
-        ]
-        messages, reason = first, ""
+        first = [{"role": "user", "content": question.user}]
+        if question.system:
+            first.insert(0, {"role": "system", "content": question.system})
+        messages, reason, unreadable = first, "", None
         for attempt in range(self.attempts):
-            request = Request(self.sampling.body(messages, question), sample=attempt)
+            sample = question.sample * MOST_ATTEMPTS + attempt
+            request = Request(self.sampling.body(messages, question), sample)
             line = self.folder.journal.get(request.key())
             if line is None:
                 return request
@@ -249,11 +278,13 @@ class Pipeline:
             try:
                 return stage.read(task, reply["text"])
             except ReplyError as error:
-                reason = str(error)
+                reason, unreadable = str(error), reply["text"]
+                if not stage.shows_mistakes:
+                    continue
                 again = prompts.fill(prompts.AGAIN, reason=reason)
                 messages = [
                     *first,
                     {"role": "assistant", "content": reply["text"]},
                     {"role": "user", "content": again},
                 ]
-        return Failed(f"after {self.attempts} attempts: {reason}")
+        return Failed(f"after {self.attempts} attempts: {reason}", unreadable)

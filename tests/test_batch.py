@@ -640,7 +640,7 @@ def test_what_a_batch_did_not_answer_fails_with_its_reason_and_is_asked_for_next
             build("faults", server, batch=True)
         [line] = (tmp_path / "faults" / "preferences.failed.jsonl").read_text().splitlines()
         failed = json.loads(line)
-        assert failed == {"id": 0, "reason": "HTTP 400: fault 400 for [key]"}
+        assert failed == {"id": 0, "unanswered": True, "reason": "HTTP 400: fault 400 for [key]"}
         server.fault = lambda body, times: None
         assert build("faults", server, batch=True) == live
         assert max(server.asked.values()) == 3  # the one that failed; all others once

@@ -207,7 +207,7 @@ def test_what_got_no_answer_is_asked_for_by_the_next_run(tmp_path, teacher, inst
             build(instructions, out, server.url)
         assert len(lines(out / "sft.jsonl")) == 21  # what there is, is written
         [failed] = lines(out / "preferences.failed.jsonl")
-        assert failed == {"id": 7, "reason": "HTTP 400: this is too long"}
+        assert failed == {"id": 7, "unanswered": True, "reason": "HTTP 400: this is too long"}
         refuse = False
         build(instructions, out, server.url)
     assert lines(out / "preferences.failed.jsonl") == []
