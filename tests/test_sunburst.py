@@ -1,19 +1,14 @@
 """The page of preferences: its tree, what is inside the file, and how it behaves in a browser."""
 
-import fcntl
 import json
-import os
 import re
-import select
-import shutil
-import subprocess
-import time
 
 import pytest
 
 from janus_min.errors import UserError
 from janus_min.miniature import collection
 from janus_min.sunburst import TEMPLATE, page, tree_of_hierarchy, tree_of_rows, write_page
+from tests.browser import Browser, started
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -244,91 +239,18 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path):
 # In a browser
 
 
-class Browser:
-    """Chromium without a window, driven over two pipes by its DevTools protocol."""
-
-    def __init__(self, program, profile):
-        (theirs_in, self.to), (self.back, theirs_out) = os.pipe(), os.pipe()
-        # Chromium reads from descriptor 3 and writes to 4; first out of the way of both.
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 100) for end in (theirs_in, theirs_out)]
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"]
-        self.process = subprocess.Popen(
-            [program, *flags, "--window-size=1200,1000", f"--user-data-dir={profile}"],
-            preexec_fn=lambda: [os.dup2(end, number) for end, number in zip(ends, (3, 4))],
-            close_fds=False,
-            stderr=subprocess.DEVNULL,
-        )
-        for end in (theirs_in, theirs_out, *ends):
-            os.close(end)
-        self.number, self.session, self.received, self.events = 0, {}, b"", []
-
-    def open_tab(self):
-        target = self("Target.createTarget", url="about:blank")
-        attached = self("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        self.session = {"sessionId": attached["sessionId"]}
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self(f"{domain}.enable")
-
-    def __call__(self, method, **params):
-        """Sends one command and returns its result."""
-        self.number += 1
-        command = {"id": self.number, "method": method, "params": params} | self.session
-        os.write(self.to, json.dumps(command).encode() + b"\0")
-        while True:
-            while b"\0" not in self.received:
-                assert select.select([self.back], [], [], 60)[0], f"no answer to {method}"
-                block = os.read(self.back, 1 << 16)
-                assert block, "the browser has ended"
-                self.received += block
-            message, _, self.received = self.received.partition(b"\0")
-            message = json.loads(message)
-            if message.get("id") == self.number:
-                assert "error" not in message, message
-                return message["result"]
-            self.events.append(message)
-
-    def value(self, expression):
-        """What JavaScript finds in the page."""
-        done = self("Runtime.evaluate", expression=expression, returnByValue=True)
-        return done["result"].get("value")
-
-    def wait_for(self, expression, wanted):
-        deadline = time.monotonic() + 20
-        while (found := self.value(expression)) != wanted:
-            assert time.monotonic() < deadline, f"{expression} is {found!r}, not {wanted!r}"
-            time.sleep(0.02)
+class Sunburst(Browser):
+    """A browser that knows its way around the page."""
 
     def open(self, path):
-        self.events.clear()
-        self("Page.navigate", url=path.as_uri())
-        self.wait_for("document.readyState + !!document.querySelector('nav b')", "completetrue")
+        super().open(path, "nav b")
 
     def pointer(self, name, *kinds):
         """Real events of the mouse in the middle of the arc with this name."""
-        x, y = self.value(SPOT.replace("NAME", json.dumps(name)))
-        for kind in kinds:
-            button = {} if kind == "mouseMoved" else {"button": "left", "clickCount": 1}
-            self("Input.dispatchMouseEvent", type=kind, x=x, y=y, **button)
+        self.mouse(SPOT.replace("NAME", json.dumps(name)), *kinds)
 
     def click(self, name):
         self.pointer(name, "mouseMoved", "mousePressed", "mouseReleased")
-
-    def key(self, key):
-        text = {"text": "\r"} if key == "Enter" else {}
-        code = {"Enter": 13, "Tab": 9}.get(key, 0)
-        for kind in ("keyDown", "keyUp"):
-            self("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **text)
-
-    def close(self):
-        try:
-            self.session = {}
-            self("Browser.close")
-            self.process.wait(30)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            os.close(self.to)
-            os.close(self.back)
 
 
 SPOT = """(() => {
@@ -347,16 +269,8 @@ FOCUSED = "document.activeElement.getAttribute('aria-label')"
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    programs = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, programs)), None)
-    if program is None:
-        pytest.skip(f"needs a browser on the PATH: none of {', '.join(programs)} is there")
-    browser = Browser(program, tmp_path_factory.mktemp("profile"))
-    try:
-        browser.open_tab()
+    with started(Sunburst, tmp_path_factory.mktemp("profile")) as browser:
         yield browser
-    finally:
-        browser.close()
 
 
 @pytest.fixture
