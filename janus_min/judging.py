@@ -1,0 +1,255 @@
+"""Judged evaluations: what they have in common.
+
+Questions go to a judge as the one stage of a pipeline (`pipeline.py`), so that every judgment that
+is paid for is in the folder's journal, and a run that is stopped or killed goes on where it was.
+
+    FOLDER/questions.jsonl          what is judged: items with responses
+    FOLDER/judgments.jsonl          what the judge said, with the whole reply
+    FOLDER/judgments.failed.jsonl   what could not be read, with the last reply, or had no answer
+    FOLDER/result.json              the scores, for `evaluate.py report`
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from janus_min.bench import about_bench
+from janus_min.collection import Question, Stage
+from janus_min.connection import Connection
+from janus_min.errors import UserError, require
+from janus_min.files import Writer, read_json, replace_file, text_hash
+from janus_min.formats import read_jsonl
+from janus_min.judge import Template, own_template, read_template
+from janus_min.kinds import RESULT
+from janus_min.limits import CHARACTERS_PER_TOKEN, dollars
+from janus_min.pipeline import MOST_ATTEMPTS, PLACE, STATE, Folder, Pipeline, Sampling
+from janus_min.replies import ReplyError
+
+QUESTIONS, JUDGMENTS = "questions", "judgments"
+FAILED = f"{JUDGMENTS}.failed"
+FOUND = ("ok", "failed", "unanswered")  # counts that judgments themselves show
+WRITTEN = 200  # tokens of a judgment, more or less
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is judged, by whom, and where the judgments are kept."""
+
+    bench: Path | None = None  # items, as JSONL or JSON
+    responses: Path | None = None  # of the evaluated model, as JSONL or JSON, by the items' ids
+    name: str | None = None  # of the evaluated model, for tables; the file's name unless given
+    out: Path | None = None  # folder of the judgments and the result
+    judge: str | None = None  # name of the judging model, as the server knows it
+    judge_prompt: Path | None = None  # file of another prompt, such as the official one
+    runs: int = 3  # independent judgments of everything
+    attempts: int = 6  # replies that a judge may need until one can be read
+    max_tokens: int = 1024  # of a reply
+    show_system: bool = False  # show the judge the system message, too
+    allow_missing: bool = False  # leave items without a response out, and count them
+    limit: int | None = None  # first items of the bench to take
+    rescore: tuple[Path, ...] | None = None  # judgments to read once more, without any request
+    dry_run: bool = False  # count calls and tokens, ask nothing, write nothing
+    batch: bool = False  # through the server's batch interface: slower, at another price
+
+    def __post_init__(self) -> None:
+        require(1 <= self.runs <= 100, self, "runs", "1 to 100")
+        valid = 1 <= self.attempts <= MOST_ATTEMPTS
+        require(valid, self, "attempts", f"1 to {MOST_ATTEMPTS}")
+        require(self.max_tokens >= 1, self, "max_tokens", "at least 1")
+        require(self.limit is None or self.limit >= 1, self, "limit", "at least 1")
+
+        modes = ("rescore", "dry_run", "sheet", "from_sheet")
+        chosen = [f"--{name.replace('_', '-')}" for name in modes if getattr(self, name, None)]
+        if len(chosen) > 1:
+            raise UserError(f"{' and '.join(chosen)} do not go together")
+
+    def require_flags(self, *names: str) -> None:
+        """Raises UserError unless these are given."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise UserError(f"--{name.replace('_', '-')} is needed (see --help)")
+
+    def model_name(self) -> str:
+        """What the evaluated model is called."""
+        return self.name or file_model(self.responses)
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a judged evaluation needs."""
+
+    options: Options
+    sampling: Sampling
+    connection: Connection
+    kind: str  # "rubric" or "pairwise"
+
+    def template(self) -> Template:
+        """The judge's prompt."""
+        path = self.options.judge_prompt
+        return read_template(path, self.kind) if path else own_template(self.kind)
+
+    def settings(self) -> dict:
+        """What must be equal for results to be comparable."""
+        return {
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "extra": json.loads(self.sampling.extra or "{}"),
+            "max_tokens": self.options.max_tokens,
+            "show_system": self.options.show_system,
+            "prompt": text_hash(json.dumps(self.template())),
+        }
+
+
+def file_model(path: Path) -> str:
+    """The model that a file of responses or judgments names, as the official scripts do."""
+    stem = path.stem
+    for ending in ("_responses", "_evaluation"):
+        stem = stem.removesuffix(ending)
+    return stem
+
+
+def about(work: Work, items: list[dict], **opponent: str) -> dict:
+    """The head of a result: who was judged, by whom, on what, and how."""
+    options = work.options
+    head = {"kind": work.kind, "model": options.model_name(), **opponent, "judge": options.judge}
+    bench = about_bench(items[: options.limit], options.bench)
+    return head | {"bench": bench, "settings": work.settings()}
+
+
+# Asking
+
+
+def ask_judge(
+    work: Work, head: dict, questions: Iterable[dict], stage: Stage, say: Callable[[str], None]
+) -> dict:
+    """Asks for all judgments. Returns the head with the models that the server says it used.
+
+    The folder belongs to the models, the judge and the settings that `head` names. Items and
+    responses may change: a request that is the same has its reply already.
+    """
+    options = work.options
+    own = {key: head[key] for key in ("kind", "model", "opponent", "judge") if key in head}
+    with Folder(options.out, own | head["settings"]) as folder:
+        writer = Writer(folder.file(QUESTIONS))
+        for question in questions:
+            writer.add(question)
+        writer.close()
+        pipeline = Pipeline(
+            folder,
+            replace(work.sampling, model=options.judge),
+            work.connection,
+            options.attempts,
+            options.batch,
+        )
+        judgments = pipeline.run(stage, writer.path)
+        counts = folder.stages[stage.name]
+        read, written = folder.journal.tokens
+        cost = dollars((read, written), work.connection.price_in, work.connection.price_out)
+        say(
+            f"{judgments}: {counts['records']:,}, {counts['failed']:,} failed; tokens: {read:,} "
+            f"read, {written:,} written" + (f", ${cost:,.2f}" if cost else "")
+        )
+        replies = (line.get("reply", {}) for _, line in read_jsonl(folder.journal.path))
+        used = sorted({reply["model"] for reply in replies if reply.get("model")})
+    return head | {"settings": head["settings"] | {"models": used}}
+
+
+def judge_stage(
+    tasks: Callable[[dict], list[dict]],
+    messages: Callable[[dict], tuple[str, str]],
+    read: Callable[[str], int | str],
+    options: Options,
+    fan_out: int,
+) -> Stage:
+    """The stage of a judged evaluation: tasks have a "run", records the "value" that `read` finds
+    in the reply. For one that cannot be read, another one is asked for.
+    """
+
+    def ask(task: dict) -> Question:
+        """The prompt, filled in. Each run has a reply of its own to it."""
+        return Question(*messages(task), False, options.max_tokens, task["run"])
+
+    def judgment(task: dict, reply: str) -> dict:
+        """The reply and what it says."""
+        place = {key: task[key] for key in PLACE if key in task}
+        return place | {"value": read(reply), "reply": reply}
+
+    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, WRITTEN, shows_mistakes=False)
+
+
+def estimate(
+    work: Work, questions: Iterable[dict], stage: Stage, say: Callable[[str], None]
+) -> None:
+    """Says how many calls and tokens an evaluation takes, and what it costs."""
+    calls = characters = 0
+    for question in questions:
+        for task in stage.tasks(question):
+            asked = stage.ask(task)
+            calls, characters = calls + 1, characters + len(asked.system) + len(asked.user)
+    tokens = characters // CHARACTERS_PER_TOKEN, calls * WRITTEN
+    say(f"{calls:,} calls, about {tokens[0]:,} tokens read and {tokens[1]:,} written")
+    prices = work.connection
+    if prices.price_in + prices.price_out > 0:
+        cost = dollars(tokens, prices.price_in, prices.price_out)
+        say(f"about ${cost:,.2f} at ${prices.price_in:g} and ${prices.price_out:g} per million")
+    say(
+        f"Estimated with {CHARACTERS_PER_TOKEN} characters per token and judgments of {WRITTEN} "
+        "tokens, without second attempts."
+    )
+
+
+# Judgments
+
+
+def stored_judgments(folder: Path, read: Callable[[str], int | str]) -> Iterator[dict]:
+    """All judgments of a folder, their replies read once more, with the "source" of their items;
+    "value" is None for what failed.
+    """
+    questions = (record for _, record in read_jsonl(folder / f"{QUESTIONS}.jsonl"))
+    sources = {question["id"]: question["source"] for question in questions}
+    for name in (JUDGMENTS, FAILED):
+        for _, record in read_jsonl(folder / f"{name}.jsonl"):
+            if record["id"] not in sources:
+                raise UserError(f"{folder} was left unfinished; go on without --rescore")
+            try:
+                value = read(record["reply"]) if "reply" in record else None
+            except ReplyError:
+                value = None
+            yield record | {"value": value, "source": sources[record["id"]]}
+
+
+def stored_head(folder: Path, kind: str, **names: str | None) -> tuple[dict, dict]:
+    """The head of the result in a folder, with other names if they are given, and those of its
+    counts that judgments do not show. Raises UserError unless it is a result of this kind.
+    """
+    path, needed = folder / RESULT, ["kind", "model", "judge", "bench", "settings", "counts"]
+    if not path.is_file():
+        raise UserError(f"{path} not found: --rescore needs a folder that `{kind}` has filled")
+    result = read_json(path)
+    if result.get("kind") != kind:
+        raise UserError(f"{path} is a result of {result.get('kind')!r}, not of {kind!r}")
+    needed += ["opponent"] if kind == "pairwise" else []
+    if not result.keys() >= {*needed}:
+        raise UserError(f"{path}: needed are the keys {sorted(needed)}, found {sorted(result)}")
+    head = {key: value for key, value in result.items() if key in needed}
+    counts = {key: n for key, n in head.pop("counts").items() if key not in FOUND}
+    return head | {key: name for key, name in names.items() if name}, counts
+
+
+def keep(result: dict, folder: Path | None, source: Path | None = None) -> dict:
+    """Puts a result that no judge was asked for into a folder, if one is given that is not its
+    `source`. Raises UserError if the folder holds the judgments of another result.
+    """
+    if folder and folder != source:
+        if (folder / STATE).exists():
+            raise UserError(f"{folder} holds the judgments of another result; give another --out")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / RESULT, result)
+    return result
+
+
+def write_whole(path: Path, content: dict) -> None:
+    """Writes a JSON file that is whole or not there."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, text.encode("utf-8", "replace"))
