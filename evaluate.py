@@ -1,36 +1,184 @@
-"""Scores models.
+"""Evaluates models by judges: language models behind a server, or people.
 
-python evaluate.py                 the newest miniature model on the miniature bench
-python evaluate.py --model DIR     another miniature model
+python evaluate.py [--model DIR]       the newest miniature model on the miniature bench
+python evaluate.py rubric --bench FILE --responses FILE --judge NAME --out DIR [--base-url URL]
+python evaluate.py rubric --rescore DIR, or official evaluation files
+python evaluate.py pairwise --bench FILE --responses FILE --against FILE --judge NAME --out DIR
+python evaluate.py pairwise --bench FILE --responses FILE --against FILE --sheet OUT.html
+python evaluate.py pairwise --from-sheet FILES --key OUT.key.json --out DIR
+python evaluate.py report DIR ...      results side by side
+
+`python evaluate.py COMMAND --help` lists the flags of a command. The key of a server is read from
+the environment variable OPENAI_API_KEY.
 """
 
-import json
+import inspect
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from janus_min import chart, judging, miniature, pairwise, report, rubric
 from janus_min.cli import Parser, add_fields, given_fields, run
-from janus_min.grading import newest_model, score_model
-from janus_min.sampling import load_for_generation
+from janus_min.connection import Connection
+from janus_min.errors import UserError
+from janus_min.examiner import examine
+from janus_min.files import as_line, read_json, write_json
+from janus_min.loopback import served
+from janus_min.pipeline import Sampling
 
 
 @dataclass(frozen=True)
-class Options:
-    """What is scored."""
+class MiniatureOptions:
+    """What is evaluated without a command."""
 
     model: Path | None = None  # directory of a miniature model; the newest one unless given
 
 
-def main() -> None:
-    parser = Parser(__doc__)
-    add_fields(parser, Options)
-    options = Options(**given_fields(parser.parse_args(), Options))
-    directory = options.model or newest_model()
+@dataclass(frozen=True)
+class ReportOptions:
+    """How results are shown."""
+
+    markdown: bool = False  # a table for a README
+    mixed: bool = False  # even if benches, judges or settings differ
+    picture: Path | None = None  # file for a chart (needs matplotlib)
+
+
+def parser_of(command: str) -> Parser:
+    """The parser for what stands behind the command."""
+    return Parser(f"python evaluate.py {command}\n\n{inspect.getdoc(COMMANDS[command])}")
+
+
+def work_of(kind: str, options: type) -> judging.Work:
+    """The flags of a command that asks a judge."""
+    parser = parser_of(kind)
+    add_fields(parser, options)
+    add_fields(parser, Sampling, without=("model", "json_mode"))
+    add_fields(parser, Connection)
+    arguments = parser.parse_args(sys.argv[2:])
+    parts = (part(**given_fields(arguments, part)) for part in (options, Sampling, Connection))
+    return judging.Work(*parts, kind)
+
+
+def judge_rubrics() -> None:
+    """Has responses graded by the rubrics of their items, as for Multifaceted Bench. With
+    --rescore, computes a result from what there is: a folder of judgments, or official evaluation
+    files, one for each run.
+    """
+    work = work_of("rubric", judging.Options)
+    if work.options.rescore:
+        show(rubric.rescore(work.options))
+    else:
+        finish(rubric.evaluate(work))
+
+
+def judge_pairs() -> None:
+    """Has the responses of two models compared, in both orders, by a judge, or by people on a page
+    that --sheet writes and whose exports --from-sheet reads.
+    """
+    work = work_of("pairwise", pairwise.Options)
+    options = work.options
+    if options.from_sheet:
+        show(pairwise.people(options))
+    elif options.sheet:
+        key = pairwise.make_sheet(options)
+        print(f"{options.sheet}: the page, to be opened in a browser by everybody who judges")
+        print(f"{key}: which side was which model; keep it from them")
+    elif options.rescore:
+        show(pairwise.rescore(options))
+    else:
+        finish(pairwise.evaluate(work))
+
+
+def show(result: dict) -> None:
+    """Prints a result as a table of one row."""
+    print(report.as_text([result | {"path": None}]))
+
+
+def finish(result: dict | None) -> None:
+    """Shows what a judge was asked for; after a dry run there is nothing. Raises UserError if
+    something is still to be done, or if nothing came of it.
+    """
+    if result is None:
+        return
+    show(result)
+    counts = result["counts"]
+    if counts["unanswered"]:
+        count = counts["unanswered"]
+        raise UserError(f"without an answer: {count:,}; the same command asks for them again")
+    if not counts["ok"]:
+        raise UserError("no reply of the judge could be read; see judgments.failed.jsonl")
+
+
+def show_report() -> None:
+    """Puts results side by side: folders of evaluations, or their result.json."""
+    parser = parser_of("report")
+    parser.add_argument("results", nargs="+", type=Path, metavar="PATH")
+    add_fields(parser, ReportOptions)
+    arguments = parser.parse_args(sys.argv[2:])
+    options = ReportOptions(**given_fields(arguments, ReportOptions))
+    results = report.load(arguments.results)
+    print(report.as_text(results, options.markdown, options.mixed))
+    if options.picture:
+        chart.draw(results, options.picture)
+
+
+def evaluate_miniature(model: Path | None) -> None:
+    """What `rubric` does, with the miniature's judge behind a server on this machine."""
+    # PyTorch, which no other command needs, takes longer than they do.
+    from janus_min import grading
+    from janus_min.sampling import load_for_generation
+
+    directory = model or grading.newest_model()
     policy, tokenizer = load_for_generation(directory)
-    about = directory.parent / "recipe.json"
-    recipe = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
+    recipe_file = directory.parent / "recipe.json"
+    recipe = read_json(recipe_file) if recipe_file.is_file() else {}
     print(f"model: {directory}")
-    for score in score_model(policy, tokenizer, recipe.get("miniature") == "uniform"):
-        print(score)
+    items = miniature.bench()
+    responses = grading.respond(policy, tokenizer, items)
+    scores = grading.score_splits(items, responses)
+    print(*scores, sep="\n")
+    if recipe.get("miniature") == "uniform":
+        print(grading.score_uniform(policy, tokenizer))
+
+    options = miniature_files(directory.resolve().parent.name, items, responses)
+    with served(examine) as url:
+        result = rubric.evaluate(judging.Work(options, Sampling(), Connection(url), "rubric"))
+    for score in scores:  # by the same rules, without a server
+        found = result["by_source"][score.split]["score"]
+        assert abs(found - score.mean) < 1e-9, f"{score.split}: {found}, not {score.mean}"
+    finish(result)
+
+
+def miniature_files(name: str, items: list[dict], responses: list[str]) -> judging.Options:
+    """The miniature's bench and responses as files, in a new folder for their evaluation."""
+    out = miniature.FILES / "evaluation" / name
+    shutil.rmtree(out, ignore_errors=True)  # nothing in it was paid for
+    out.mkdir(parents=True)
+    files = out / "bench.jsonl", out / f"{name}_responses.json"
+    files[0].write_bytes(b"".join(map(as_line, items)))
+    answers = {item["id"]: {"response": text} for item, text in zip(items, responses)}
+    write_json(files[1], answers)
+    return judging.Options(*files, name, out, "miniature-judge", runs=1)
+
+
+COMMANDS: dict[str, Callable[[], None]] = {
+    "rubric": judge_rubrics,
+    "pairwise": judge_pairs,
+    "report": show_report,
+}
+
+
+def main() -> None:
+    command = sys.argv[1] if len(sys.argv) > 1 else None
+    if command in COMMANDS:
+        COMMANDS[command]()
+        return
+    parser = Parser(__doc__)
+    add_fields(parser, MiniatureOptions)
+    options = MiniatureOptions(**given_fields(parser.parse_args(), MiniatureOptions))
+    evaluate_miniature(options.model)
 
 
 if __name__ == "__main__":

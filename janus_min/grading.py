@@ -64,16 +64,24 @@ def score(split: str, items: list[dict], responses: list[str]) -> Score:
     return Score(split, sum(means) / len(means), len(items), true, sentences)
 
 
-def score_model(policy: Policy, tokenizer: Tokenizer, uniform: bool) -> list[Score]:
-    """All splits; for the uniform model the first one again under its own system message."""
-    items = bench()
-    responses = respond(policy, tokenizer, items)
+def score_splits(items: list[dict], responses: list[str]) -> list[Score]:
+    """The score on each split."""
     scores = []
     for split in SPLITS:
         chosen = [i for i, item in enumerate(items) if item["source"] == split]
         scores.append(score(split, [items[i] for i in chosen], [responses[i] for i in chosen]))
-    if uniform:
-        chosen = [item for item in items if item["source"] == SPLITS[0]]
-        own = respond(policy, tokenizer, chosen, UNIFORM_SYSTEM)
-        scores.append(score("under its own system message", chosen, own))
     return scores
+
+
+def score_uniform(policy: Policy, tokenizer: Tokenizer) -> Score:
+    """The first split once more, under the system message that the uniform model knows."""
+    chosen = [item for item in bench() if item["source"] == SPLITS[0]]
+    own = respond(policy, tokenizer, chosen, UNIFORM_SYSTEM)
+    return score("under its own system message", chosen, own)
+
+
+def score_model(policy: Policy, tokenizer: Tokenizer, uniform: bool) -> list[Score]:
+    """All splits, and for the uniform model what it does under its own system message."""
+    items = bench()
+    scores = score_splits(items, respond(policy, tokenizer, items))
+    return [*scores, score_uniform(policy, tokenizer)] if uniform else scores

@@ -84,10 +84,10 @@ class Browser:
             assert time.monotonic() < deadline, f"{expression} is {found!r}, not {wanted!r}"
             time.sleep(0.02)
 
-    def open(self, path, built):
-        """Opens a file and waits until its script has made what this CSS selector finds."""
+    def open(self, url, built):
+        """Opens a page and waits until its script has made what this CSS selector finds."""
         self.events.clear()
-        self("Page.navigate", url=path.as_uri())
+        self("Page.navigate", url=url)
         there = f"document.readyState + !!document.querySelector({json.dumps(built)})"
         self.wait_for(there, "completetrue")
 

@@ -243,7 +243,7 @@ class Sunburst(Browser):
     """A browser that knows its way around the page."""
 
     def open(self, path):
-        super().open(path, "nav b")
+        super().open(path.as_uri(), "nav b")
 
     def pointer(self, name, *kinds):
         """Real events of the mouse in the middle of the arc with this name."""
