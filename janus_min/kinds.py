@@ -7,9 +7,12 @@
 A new kind is a shape, a function that makes its tables, and an entry in `KINDS`.
 """
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
+
+from janus_min.intervals import half_width
 
 RESULT = "result.json"  # in the folder of an evaluation
 LONGEST = 40  # characters of a name
@@ -105,10 +108,21 @@ def _rubric(results: list[dict], names: list[str]) -> list[Table]:
         found = result["by_source"].get(source)
         return grade(found) if found else NONE
 
-    every = sources(results)
+    def difference(result: dict) -> str:
+        """How far a result is from the first one, on the items that both have."""
+        first, own = results[0], result["means"]
+        shared = own.keys() & first["means"] if result is not first else ()
+        half = half_width([own[key] - first["means"][key] for key in shared])
+        if half is None or result["bench"]["hash"] != first["bench"]["hash"]:
+            return NONE
+        gap = math.fsum(own[key] - first["means"][key] for key in shared) / len(shared)
+        return f"{gap:+.2f} ({gap - half:+.2f} to {gap + half:+.2f})"
+
+    every, differences = sources(results), [difference(result) for result in results]
     last = [
         ("average", ["no score" if r["score"] is None else grade(r) for r in results]),
         (INTERVAL_HEAD, [interval(result) for result in results]),
+        *([("difference", differences)] if {*differences} != {NONE} else []),
         ("failed", [_failed(result) for result in results]),
     ]
     if len(every) <= MOST_SOURCES:
@@ -164,11 +178,12 @@ def _people(results: list[dict], names: list[str]) -> list[Table]:
 KINDS = {
     "rubric": Kind(
         "Mean grades, 1 to 5",
-        SCORE | {"runs": LIST, "by_source": {...: SCORE}},
+        SCORE | {"runs": LIST, "by_source": {...: SCORE}, "means": {...: NUMBER.shape}},
         _rubric,
         {
             "±": "standard deviation over runs",
             INTERVAL_HEAD: "of the average, over items",
+            "difference": "from the first row, item by item, with its 95 % interval",
         },
     ),
     "pairwise": Kind(

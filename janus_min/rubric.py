@@ -55,17 +55,26 @@ class Judgment(NamedTuple):
 # Scores
 
 
-def scores(judgments: Iterable[Judgment]) -> dict:
-    """Score, runs, their spread, and the interval over items; score is None without any grade."""
+def means_of_items(judgments: Iterable[Judgment]) -> list[dict[str, float]]:
+    """For each run that has grades, the mean of each item over its rubrics."""
     grades: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for judgment in judgments:
         if judgment.grade is not None:
             grades[judgment.run][judgment.id].append(judgment.grade)
-    means = {run: {key: mean(own) for key, own in items.items()} for run, items in grades.items()}
-    runs = [mean(means[run].values()) for run in sorted(means)]
-    keys = dict.fromkeys(key for items in means.values() for key in items)
-    items = [mean(own[key] for own in means.values() if key in own) for key in keys]
-    score, half = mean(runs) if runs else None, half_width(items)
+    return [{key: mean(own) for key, own in grades[run].items()} for run in sorted(grades)]
+
+
+def over_runs(means: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each item over the runs that have it."""
+    keys = dict.fromkeys(key for items in means for key in items)
+    return {key: mean(items[key] for items in means if key in items) for key in keys}
+
+
+def scores(judgments: Iterable[Judgment]) -> dict:
+    """Score, runs, their spread, and the interval over items; score is None without any grade."""
+    means = means_of_items(judgments)
+    items, runs = over_runs(means), [mean(items.values()) for items in means]
+    score, half = mean(runs) if runs else None, half_width(list(items.values()))
     return {
         "items": len(items),
         "score": score,
@@ -92,6 +101,7 @@ def result_of(head: dict, judgments: list[Judgment], counts: dict) -> dict:
         | {"counts": {"ok": ok, "failed": len(judgments) - ok} | counts}
         | found
         | {"by_source": {s: scores(j for j in judgments if j.source == s) for s in sources}}
+        | {"means": over_runs(means_of_items(judgments))}
     )
 
 

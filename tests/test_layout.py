@@ -246,7 +246,7 @@ ALLOWED = {
         "rubric",
     },
     "people": {"errors", "files", "formats", "intervals"},
-    "kinds": set(),
+    "kinds": {"intervals"},
     "chart": {"errors", "kinds", "report"},
     "report": {"errors", "files", "kinds"},
     "examiner": {"miniature", "teacher", "world"},

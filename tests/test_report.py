@@ -1,6 +1,7 @@
 """Results side by side: tables by hand, what may not be compared, warnings, pictures, errors."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -30,6 +31,7 @@ def rubric(model, mean, sources=None, counts=(), **more):
         "counts": COUNTS | dict(counts),
         "runs": [mean] * 3,
         "by_source": {name: score(own) for name, own in (sources or {}).items()},
+        "means": {},
     }
     return result | score(mean) | more
 
@@ -389,6 +391,25 @@ def test_warnings_name_all_whom_they_concern(loaded):
     ]
 
 
+def test_differences_are_taken_item_by_item(loaded):
+    """Gaps of 1 and 2 have the mean 1.5 and the deviation √0.5; half is 1.96 · √(0.5 / 2)."""
+    first = rubric("a", 2, means={"x": 1.0, "y": 3.0, "z": 2.0})
+    other = rubric("b", 3.5, means={"y": 4.0, "x": 3.0, "w": 1.0})
+    same = rubric("c", 2, means={"x": 1.0, "y": 3.0})
+    lone = rubric("d", 2, means={"x": 1.0})
+    text = as_text(loaded(first, other, same, lone))
+    cells = [
+        re.split(" {2,}", line)[-2]
+        for line in text.splitlines()
+        if line[:2] in ("mo", *(f"{m} " for m in "abcd"))
+    ]
+    assert cells == ["difference", "—", "+1.50 (+0.52 to +2.48)", "+0.00 (+0.00 to +0.00)", "—"]
+    assert "difference: from the first row, item by item, with its 95 % interval\n" in text + "\n"
+    elsewhere = other | {"bench": {"name": "other", "hash": "f" * 16, "items": 3}}
+    assert "difference" not in as_text(loaded(first, elsewhere), mixed=True)
+    assert "difference" not in as_text(loaded(first))
+
+
 def test_a_judge_that_looks_at_the_place_is_named(loaded):
     one, other = (
         pairwise(m, "x", 0.2, 0.7, 0.1, consistent=c) for m, c in (("a", 0.3), ("b", 0.5))
@@ -670,7 +691,7 @@ WHOLE = rubric("a", 4, {"s": 4})
          "'by_source.s' has the keys ['score'], needed are ['score', 'spread', 'interval']"),
         ({key: WHOLE[key] for key in WHOLE if key != "spread"},
          f"not a result: found are the keys {sorted(WHOLE.keys() - {'spread'})}, needed are "
-         "['score', 'spread', 'interval', 'runs', 'by_source']"),
+         "['score', 'spread', 'interval', 'runs', 'by_source', 'means']"),
         (pairwise("a", "b", 1, 0, 0, rates={"win": "x", "tie": 0, "lose": 0}),
          "'rates.win' must be a number or null, found 'x'"),
         (pairwise("a", "b", 1, 0, 0, rates=1), "'rates' must be an object or null, found 1"),

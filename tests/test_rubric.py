@@ -115,6 +115,12 @@ def test_an_item_that_failed_in_one_run_counts_in_the_others():
     assert found["interval"] == pytest.approx([10 / 3 - half, 10 / 3 + half])
 
 
+def test_a_result_has_the_means_of_its_items():
+    """Over rubrics, then over the runs that have the item."""
+    rows = judgments("a 5 4", "b 1", "c -", "a - 2", "b -", "c -")
+    assert result_of(HEAD, rows, {})["means"] == {"a": 3.25, "b": 1.0}
+
+
 def test_intervals_stay_within_the_grades():
     assert scores(judgments("a 1", "b 5"))["interval"] == [1.0, 5.0]
 
