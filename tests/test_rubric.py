@@ -117,8 +117,8 @@ def test_an_item_that_failed_in_one_run_counts_in_the_others():
 
 def test_a_result_has_the_means_of_its_items():
     """Over rubrics, then over the runs that have the item."""
-    rows = judgments("a 5 4", "b 1", "c -", "a - 2", "b -", "c -")
-    assert result_of(HEAD, rows, {})["means"] == {"a": 3.25, "b": 1.0}
+    rows = judgments("a 5 4", "b 1", "c -", "d -", "a - 2", "b -", "c -", "d 3")
+    assert result_of(HEAD, rows, {})["means"] == {"a": 3.25, "b": 1.0, "d": 3.0}
 
 
 def test_intervals_stay_within_the_grades():
