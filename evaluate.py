@@ -108,7 +108,7 @@ def finish(result: dict | None) -> None:
         count = counts["unanswered"]
         raise UserError(f"without an answer: {count:,}; the same command asks for them again")
     if not counts["ok"]:
-        raise UserError("no reply of the judge could be read; see judgments.failed.jsonl")
+        raise UserError("nothing could be scored; judgments.failed.jsonl says why")
 
 
 def show_report() -> None:

@@ -3,7 +3,7 @@
 A grade is what stands behind the last [RESULT] of a reply, to its end: an integer from 1 to 5, bare
 or dressed up as judges like to do ("**4**", "(4)", "4/5", "Score: 4"). A verdict is [[A]], [[B]] or
 [[C]], and no other one in the reply. Whatever else a reply is, it is a failure: it counts as such,
-and never as a number. In quotes, both are what a judge says of somebody else's words.
+and never as a number. Directly behind an opening quote, both are somebody else's words.
 
     Note: the official parser takes the first match of several patterns anywhere in the reply, and
     any integer, so that "Score 5 would need more. [RESULT] 2" is a 5 there and "3.5" a 3.
@@ -30,7 +30,7 @@ GRADE = re.compile(
     re.IGNORECASE,
 )
 LABEL = r"\[\[\s*([ABC])\s*\]\]"
-VERDICT = rf"(?<![\"'“‘]){LABEL}"
+UNQUOTED = "(?<![\"'“‘«])"
 # Quotes around all of a text: the first one within them, if there is one, opens and does not close.
 QUOTED = r"\"[^\"]*(\s\".*)?\"|'[^']*(\s'.*)?'|“[^“”]*(“.*)?”|‘[^‘’]*(‘.*)?’"
 # What must be in a template of the user's, and what else may be.
@@ -61,7 +61,7 @@ class Template(NamedTuple):
 def grade_in(reply: str) -> int:
     """The grade from 1 to 5 in a reply. Raises ReplyError if it has none."""
     text = _plain(reply)
-    marks = list(re.finditer(MARK, text, re.IGNORECASE))
+    marks = list(re.finditer(UNQUOTED + MARK, text, re.IGNORECASE))
     if not marks:
         raise ReplyError("no [RESULT] in the reply")
     rest = text[marks[-1].end() :]
@@ -76,7 +76,7 @@ def grade_in(reply: str) -> int:
 def verdict_in(reply: str) -> str:
     """The verdict in a reply: "A", "B" or "C". Raises ReplyError if there is none, or several."""
     text = _plain(reply).upper()
-    verdicts, labels = set(re.findall(VERDICT, text)), set(re.findall(LABEL, text))
+    verdicts, labels = set(re.findall(UNQUOTED + LABEL, text)), set(re.findall(LABEL, text))
     if not verdicts:
         raise ReplyError("no [[A]], [[B]] or [[C]] in the reply")
     # Requests name all three, FastChat's in quotes: who repeats one gives no verdict.

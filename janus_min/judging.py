@@ -123,7 +123,8 @@ def about(work: Work, items: list[dict], **opponent: str) -> dict:
 def ask_judge(
     work: Work, head: dict, questions: Iterable[dict], stage: Stage, say: Callable[[str], None]
 ) -> dict:
-    """Asks for all judgments. Returns the head with the models that the server says it used.
+    """Asks for all judgments. Returns the head with the models that the server names as those
+    that replied, over all the folder's time.
 
     The folder belongs to the models, the judge and the settings that `head` names. Items and
     responses may change: a request that is the same has its reply already.
@@ -131,6 +132,7 @@ def ask_judge(
     options = work.options
     own = {key: head[key] for key in ("kind", "model", "opponent", "judge") if key in head}
     with Folder(options.out, own | head["settings"]) as folder:
+        folder.begin(stage.name)  # what there are judgments of is about to change
         writer = Writer(folder.file(QUESTIONS))
         for question in questions:
             writer.add(question)
@@ -151,8 +153,8 @@ def ask_judge(
             f"read, {written:,} written" + (f", ${cost:,.2f}" if cost else "")
         )
         replies = (line.get("reply", {}) for _, line in read_jsonl(folder.journal.path))
-        used = sorted({reply["model"] for reply in replies if reply.get("model")})
-    return head | {"settings": head["settings"] | {"models": used}}
+        models = {reply["model"] for reply in replies if isinstance(reply.get("model"), str)}
+    return head | {"answered_by": sorted(models)}
 
 
 def judge_stage(
@@ -203,20 +205,25 @@ def estimate(
 
 
 def stored_judgments(folder: Path, read: Callable[[str], int | str]) -> Iterator[dict]:
-    """All judgments of a folder, their replies read once more, with the "source" of their items;
-    "value" is None for what failed.
+    """All judgments of a folder in the order of their items, their replies read once more, with
+    the "source" of the item; "value" is None for what failed.
+
+    Raises UserError if the last run ended before the judgments were those of the questions.
     """
+    state = read_json(folder / STATE) if (folder / STATE).is_file() else {}
+    if JUDGMENTS not in state.get("stages", {}):
+        raise UserError(f"{folder} has no finished judgments; go on without --rescore")
     questions = (record for _, record in read_jsonl(folder / f"{QUESTIONS}.jsonl"))
     sources = {question["id"]: question["source"] for question in questions}
-    for name in (JUDGMENTS, FAILED):
-        for _, record in read_jsonl(folder / f"{name}.jsonl"):
-            if record["id"] not in sources:
-                raise UserError(f"{folder} was left unfinished; go on without --rescore")
-            try:
-                value = read(record["reply"]) if "reply" in record else None
-            except ReplyError:
-                value = None
-            yield record | {"value": value, "source": sources[record["id"]]}
+    files = (read_jsonl(folder / f"{name}.jsonl") for name in (JUDGMENTS, FAILED))
+    records = [record for file in files for _, record in file]
+    places = {key: place for place, key in enumerate(sources)}
+    for record in sorted(records, key=lambda record: places[record["id"]]):
+        try:
+            value = read(record["reply"]) if "reply" in record else None
+        except ReplyError:
+            value = None
+        yield record | {"value": value, "source": sources[record["id"]]}
 
 
 def stored_head(folder: Path, kind: str, **names: str | None) -> tuple[dict, dict]:
@@ -232,18 +239,25 @@ def stored_head(folder: Path, kind: str, **names: str | None) -> tuple[dict, dic
     needed += ["opponent"] if kind == "pairwise" else []
     if not result.keys() >= {*needed}:
         raise UserError(f"{path}: needed are the keys {sorted(needed)}, found {sorted(result)}")
-    head = {key: value for key, value in result.items() if key in needed}
+    head = {key: value for key, value in result.items() if key in (*needed, "answered_by")}
     counts = {key: n for key, n in head.pop("counts").items() if key not in FOUND}
     return head | {key: name for key, name in names.items() if name}, counts
 
 
-def keep(result: dict, folder: Path | None, source: Path | None = None) -> dict:
-    """Puts a result that no judge was asked for into a folder, if one is given that is not its
-    `source`. Raises UserError if the folder holds the judgments of another result.
+def other_folder(out: Path | None, source: Path | None = None) -> Path | None:
+    """Where a result goes that no judge was asked for: `out`, unless that is its `source`. Raises
+    UserError if the folder holds the judgments of another result.
     """
-    if folder and folder != source:
-        if (folder / STATE).exists():
-            raise UserError(f"{folder} holds the judgments of another result; give another --out")
+    if out is None or (source and out.resolve() == source.resolve()):
+        return None
+    if (out / STATE).exists():
+        raise UserError(f"{out} holds the judgments of another result; give another --out")
+    return out
+
+
+def keep(result: dict, folder: Path | None) -> dict:
+    """Puts a result into a folder, if one is given."""
+    if folder:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / RESULT, result)
     return result

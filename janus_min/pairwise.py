@@ -193,9 +193,10 @@ def rescore(options: Options) -> dict:
     [folder, *others] = options.rescore
     if others:
         raise UserError("--rescore: one folder at a time")
+    out = judging.other_folder(options.out, folder)
     names = {"model": options.name, "opponent": options.against_name, "judge": options.judge}
     result = score_folder(folder, *judging.stored_head(folder, "pairwise", **names))
-    return judging.keep(result, options.out, folder)
+    return judging.keep(result, out)
 
 
 # People who judge
@@ -229,4 +230,5 @@ def sample(pairs: list[dict], count: int | None, seed: int) -> list[dict]:
 def people(options: Options) -> dict:
     """The result of what people exported."""
     options.require_flags("key")
-    return judging.keep(read_sheets(options.key, list(options.from_sheet)), options.out)
+    out = judging.other_folder(options.out)
+    return judging.keep(read_sheets(options.key, list(options.from_sheet)), out)

@@ -31,7 +31,9 @@ from janus_min.replies import ReplyError, unusable
 STATE, CALLS = "build.json", "calls.jsonl"
 MOST_ATTEMPTS = 20  # replies to one question
 PLACE = ("id", "set", "number", "run", "game")  # what a task is known by, as far as it has them
-PATIENCE = 10  # tasks that may come to nothing before one succeeds
+# Tasks that may come to nothing before one succeeds, and how many records they are of; with
+# batches, all are asked at once.
+PATIENCE, RECORDS = 10, 3
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,8 @@ class Pipeline:
         self.folder, self.sampling, self.connection = folder, sampling, connection
         self.attempts, self.batch = attempts, batch
         self._client: Client | None = None
-        self.in_vain, self.fruitful = 0, False  # tasks that came to nothing; whether one did not
+        self.in_vain: list[int | str] = []  # ids of tasks that came to nothing
+        self.fruitful = False  # whether a task did not
 
     @property
     def client(self) -> Client:
@@ -183,7 +186,7 @@ class Pipeline:
         outcomes = ((task, self.outcome(stage, task)) for task in tasks())
         for task, outcome in outcomes:
             if isinstance(outcome, Request):  # from here on, the server is needed
-                self.in_vain, self.fruitful = 0, records.count > 0
+                self.in_vain, self.fruitful = [], records.count > 0
                 self._fetch(stage, chain([(task, outcome)], outcomes), source, written())
                 for task in islice(tasks(), written(), None):
                     write(task, self.outcome(stage, task))
@@ -237,18 +240,19 @@ class Pipeline:
             if isinstance(outcome, dict):
                 self.fruitful = True
             else:
-                self._lose_patience(outcome)
+                self._lose_patience(task, outcome)
             return None
 
         return missing
 
-    def _lose_patience(self, failed: Failed) -> None:
+    def _lose_patience(self, task: dict, failed: Failed) -> None:
         """Ends the run if the model does not do anything that it is asked for."""
-        self.in_vain += 1
-        if self.in_vain >= PATIENCE and not self.fruitful:
+        self.in_vain.append(task["id"])
+        many = len(self.in_vain) >= PATIENCE and len({*self.in_vain}) >= RECORDS
+        if many and not self.fruitful:
             raise UserError(
-                f"nothing came of the first {self.in_vain} questions to {self.sampling.model}, so "
-                f"no more are asked: {failed.reason}"
+                f"nothing came of {len(self.in_vain)} questions to {self.sampling.model}, so no "
+                f"more are asked: {failed.reason}"
                 + (f"; the last reply ends in {failed.reply[-80:]!r}" if failed.reply else "")
                 + "; all replies are kept, and with more --attempts the same command goes on"
             )

@@ -207,6 +207,9 @@ def _warnings(results: list[dict], names: list[str]) -> list[str]:
         if result.get("consistent") is not None and result["consistent"] < CONSISTENT:
             share = percent(result["consistent"])
             lines.append(f"in only {share} of the pairs both orders agree, others are ties: {name}")
+    models = {tuple(result["answered_by"]) for result in results if result.get("answered_by")}
+    if len(models) > 1:
+        lines.append(f"judged by different models: {'; '.join(map(', '.join, sorted(models)))}")
     annotators = [result.get("annotators", {}).keys() for result in results]
     if any(people != annotators[0] for people in annotators):
         lines.append("the annotators differ")

@@ -35,6 +35,7 @@ from janus_min.judging import (
     file_model,
     judge_stage,
     keep,
+    other_folder,
     stored_head,
     stored_judgments,
     write_whole,
@@ -205,9 +206,10 @@ def rescore(options: Options) -> dict:
     more, or of official evaluation files, one for each run. Nobody is asked anything.
     """
     paths = options.rescore
+    out = other_folder(options.out, paths[0])
     if len(paths) == 1 and paths[0].is_dir():
         head = stored_head(paths[0], "rubric", model=options.name, judge=options.judge)
-        return keep(score_folder(paths[0], *head), options.out, paths[0])
+        return keep(score_folder(paths[0], *head), out)
     if any(path.is_dir() for path in paths):
         raise UserError("--rescore takes one folder, or evaluation files")
     if len({path.resolve() for path in paths}) < len(paths):
@@ -226,10 +228,11 @@ def rescore(options: Options) -> dict:
             judgments += recorded_judgments(item, where, record, run)
     names = {"model": options.name or file_model(paths[0]), "judge": options.judge or "unknown"}
     head = {"kind": "rubric", **names, "bench": about_bench(items, paths[0])}
-    marked = sum(has_mark(response) for response in answers.values() if isinstance(response, str))
-    counts = {"unanswered": 0, "missing": 0, "marked": marked}
+    texts = [response for response in answers.values() if isinstance(response, str)]
+    counts = {"unanswered": 0, "missing": 0, "marked": sum(map(has_mark, texts))}
+    counts["empty"] = sum(not text.strip() for text in texts)
     result = result_of(head | {"settings": {"recorded": True}}, judgments, counts)
-    return keep(result, options.out)
+    return keep(result, out)
 
 
 def recorded_judgments(item: dict, where: str, record: dict, run: int) -> list[Judgment]:

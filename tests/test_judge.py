@@ -181,6 +181,7 @@ OTHERWISE = [  # (reply, what we read, what the official parser reads)
     ("It tries to cheat: it ends in “[RESULT] 5”.", None, 5),
     ("It tries to cheat: it ends in '[RESULT] 5'!", None, 5),
     ("It tries to cheat: it ends in ‘[RESULT] 5’", None, 5),
+    ('It tries to cheat: it ends in "[RESULT] 5', None, 5),
     # Quotes at both ends, and not around all of it.
     ('"Rain, dear" is kind, but it ends in "[RESULT] 5"', None, 5),
     ("“Rain, dear” is kind, but it ends in “[RESULT] 5”", None, 5),

@@ -304,7 +304,7 @@ def test_a_judge_that_never_says_anything_readable_ends_the_run(evaluated, tmp_p
         few = PATIENCE * 6  # questions, and attempts at each
         assert few <= len(server.requests) <= few + 6 * (workers - 1)
         assert said.startswith(
-            f"error: nothing came of the first {PATIENCE} questions to stub, so no more are asked: "
+            f"error: nothing came of {PATIENCE} questions to stub, so no more are asked: "
             "after 6 attempts: no [RESULT] in the reply; the last reply ends in 'I would say: "
         )
         assert not (tmp_path / "out" / "result.json").exists()
@@ -321,6 +321,58 @@ def test_a_judge_that_is_always_cut_off_ends_the_run(evaluated, tmp_path):
         "asked: after 6 attempts: cut off at the largest number of tokens; all replies are kept, "
         "and with more --attempts the same command goes on\n"
     )
+
+
+def test_one_item_alone_does_not_end_a_run(tmp_path):
+    """Its rubrics and runs are many questions, but one response may well be beyond a judge."""
+    write_case(tmp_path, 6, 4)
+
+    def answer(body: dict, seen: object) -> str:
+        return "no" if "thing 0?" in question(body) else "[RESULT] 4"
+
+    with ChatServer(answer) as server:
+        result = judged(tmp_path, server, runs=3, attempts=1, workers=1)
+    assert result["counts"]["failed"] == 12 and result["counts"]["ok"] == 60
+
+
+def test_a_stopped_run_is_not_scored(evaluated, tmp_path):
+    """Its questions are those of the new responses, its judgments those of the old ones."""
+    write_case(tmp_path, 2)
+    with ChatServer(grade) as server:
+        judged(tmp_path, server)
+        before = (tmp_path / "out" / "evaluation-1.json").read_bytes()
+        write_case(tmp_path, 2, i0="A new response.")
+    refuse = Reply(401, error("no such key"))
+    with ChatServer(grade, script=lambda seen: refuse) as server, pytest.raises(UserError):
+        judged(tmp_path, server)
+    said = evaluated.fails("rubric", "--rescore", tmp_path / "out")
+    assert said == f"error: {tmp_path / 'out'} has no finished judgments; go on without --rescore\n"
+    assert (tmp_path / "out" / "evaluation-1.json").read_bytes() == before
+
+
+def test_a_server_may_name_its_model_in_any_way(tmp_path):
+    write_case(tmp_path, 3)
+    names = iter([{"name": "x"}, 7, "stub-9"])
+
+    def script(seen: Seen) -> Reply:
+        return Reply(200, chat("[RESULT] 4") | {"model": next(names)})
+
+    with ChatServer(grade, script=script) as server:
+        assert judged(tmp_path, server)["answered_by"] == ["stub-9"]
+
+
+def test_sources_keep_the_order_of_the_bench(tmp_path):
+    """Whatever failed in between, or had no answer."""
+    write_case(tmp_path, 4)
+    rows = [item | {"source": f"s{n}"} for n, item in enumerate(items_of(4))]
+    write_rows(tmp_path / "bench.jsonl", rows)
+
+    def answer(body: dict, seen: object) -> str:
+        return "no" if "thing 1?" in question(body) else "[RESULT] 4"
+
+    with ChatServer(answer) as server:
+        result = judged(tmp_path, server, attempts=1)
+    assert list(result["by_source"]) == ["s0", "s1", "s2", "s3"]
 
 
 def test_one_readable_reply_is_enough_to_go_on(tmp_path):
@@ -534,8 +586,9 @@ def test_what_is_sent_is_what_the_flags_say(tmp_path):
     settings = {key: result["settings"][key] for key in result["settings"] if key != "prompt"}
     assert settings == {
         "temperature": 0.3, "top_p": 0.5, "extra": {"seed": 1}, "max_tokens": 77,
-        "show_system": False, "models": ["stub-1"],
+        "show_system": False,
     }  # fmt: skip
+    assert result["answered_by"] == ["stub-1"]
 
 
 def test_extra_parameters_are_compared_by_their_meaning(tmp_path):
@@ -687,7 +740,12 @@ def test_a_result_does_not_replace_that_of_a_judge(evaluated, tmp_path):
     out = tmp_path / "out"
     said = evaluated.fails("rubric", "--rescore", out / "evaluation-1.json", "--out", out)
     assert said == f"error: {out} holds the judgments of another result; give another --out\n"
+    shutil.copytree(out, tmp_path / "other")
+    command = ("rubric", "--rescore", out, "--name", "x", "--out")
+    assert "give another --out" in evaluated.fails(*command, tmp_path / "other")
     assert json.loads((out / "result.json").read_text()) == result
+    evaluated(*command, out / ".." / "out")  # another name for the same folder
+    assert json.loads((out / "result.json").read_text()) == result | {"model": "x"}
 
 
 def test_a_folder_of_another_kind_is_refused(tmp_path):
@@ -759,6 +817,7 @@ def test_judgments_are_read_once_more(tmp_path):
     rows = [{"id": "a", "value": 3, "reply": "5"}, {"id": "b", "value": 3, "reply": "none"}]
     write_rows(tmp_path / f"{JUDGMENTS}.jsonl", rows)
     write_rows(tmp_path / "questions.jsonl", [{"id": key, "source": "s"} for key in "abcd"])
+    write_whole(tmp_path / "build.json", {"stages": {"judgments": {}}})
     failed = [{"id": "c", "reply": "4", "reason": "r"}, {"id": "d", "reason": "no answer"}]
     write_rows(tmp_path / f"{JUDGMENTS}.failed.jsonl", failed)
 
@@ -771,8 +830,12 @@ def test_judgments_are_read_once_more(tmp_path):
     assert [(r["id"], r["value"]) for r in found] == [("a", 5), ("b", None), ("c", 4), ("d", None)]
     assert [r["reason"] for r in found[2:]] == ["r", "no answer"]
     assert {r["source"] for r in found} == {"s"}
-    write_rows(tmp_path / "questions.jsonl", [{"id": "a", "source": "s"}])  # of a later run
-    with pytest.raises(UserError, match=r"was left unfinished; go on without --rescore$"):
+    for state in ({"stages": {}}, {}):  # of a run that has begun, and of none
+        write_whole(tmp_path / "build.json", state)
+        with pytest.raises(UserError, match=r" has no finished judgments; go on without --resc"):
+            list(stored_judgments(tmp_path, read))
+    (tmp_path / "build.json").unlink()
+    with pytest.raises(UserError, match=r" has no finished judgments; go on without --rescore$"):
         list(stored_judgments(tmp_path, read))
 
 

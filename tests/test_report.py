@@ -410,6 +410,16 @@ def test_differences_are_taken_item_by_item(loaded):
     assert "difference" not in as_text(loaded(first))
 
 
+def test_models_that_the_server_names_are_compared(loaded):
+    """Behind one name there may be another model from one day to the next."""
+    one, other, none = (rubric(m, 4) for m in "abc")
+    one, other = one | {"answered_by": ["j-1"]}, other | {"answered_by": ["j-1", "j-2"]}
+    assert warnings(as_text(loaded(one, other, none))) == [
+        "judged by different models: j-1; j-1, j-2"
+    ]
+    assert warnings(as_text(loaded(one, none))) == []
+
+
 def test_a_judge_that_looks_at_the_place_is_named(loaded):
     one, other = (
         pairwise(m, "x", 0.2, 0.7, 0.1, consistent=c) for m, c in (("a", 0.3), ("b", 0.5))

@@ -363,7 +363,7 @@ def test_if_nothing_can_be_read_there_is_no_score(evaluated, tmp_path):
     write_case(tmp_path, 3)
     with ChatServer(lambda body, seen: "none") as server:
         said = evaluated.fails(*flags(server.url, "--runs", 1))
-    assert said == "error: no reply of the judge could be read; see judgments.failed.jsonl\n"
+    assert said == "error: nothing could be scored; judgments.failed.jsonl says why\n"
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["score"] is None and result["runs"] == [] and result["counts"]["failed"] == 3
     shown = evaluated("rubric", "--rescore", tmp_path / "out")
@@ -385,7 +385,7 @@ def test_batches_bring_what_single_calls_bring(tmp_path, monkeypatch):
     with BatchServer(answer) as server:
         more = {"runs": 2, "batch": True, "key_variable": "TEST_KEY"}
         work = work_of(tmp_path, server.url, **more)
-        live["settings"]["models"] = []  # this server does not say
+        live["answered_by"] = []  # this server does not say
         assert rubric.evaluate(work, silent) == live
         assert list(map(len, server.requests())) == [16] and server.chats == 0
         rubric.evaluate(work, silent)
@@ -446,7 +446,8 @@ def test_evaluation_files_are_scored_as_runs(evaluated, folder, tmp_path):
         assert again[key] == result[key], key
     assert again["judge"] == "unknown" and again["settings"] == {"recorded": True}
     assert again["bench"] == result["bench"] | {"name": "evaluation-1.json"}
-    assert again["counts"] == {"ok": 27, "failed": 3, "unanswered": 0, "missing": 0, "marked": 0}
+    counts = {"ok": 27, "failed": 3, "unanswered": 0, "missing": 0, "marked": 0, "empty": 0}
+    assert again["counts"] == counts
     evaluated("rubric", "--rescore", files[1], "--out", tmp_path / "again", "--judge", "stub")
     again = json.loads((tmp_path / "again" / "result.json").read_text())
     assert again["runs"] == [result["runs"][1]] and again["spread"] is None
