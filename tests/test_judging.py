@@ -350,6 +350,19 @@ def test_a_stopped_run_is_not_scored(evaluated, tmp_path):
     assert (tmp_path / "out" / "evaluation-1.json").read_bytes() == before
 
 
+def test_a_run_killed_before_its_first_question_is_not_scored(tmp_path, monkeypatch):
+    """The questions are new, the judgments are not."""
+    write_case(tmp_path, 2)
+    with ChatServer(grade) as server:
+        judged(tmp_path, server)
+        write_case(tmp_path, 2, i0="A new response.")
+        monkeypatch.setattr(judging.Pipeline, "run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            judged(tmp_path, server)
+    with pytest.raises(UserError, match="has no finished judgments"):
+        rubric.rescore(Options(rescore=(tmp_path / "out",)))
+
+
 def test_a_server_may_name_its_model_in_any_way(tmp_path):
     write_case(tmp_path, 3)
     names = iter([{"name": "x"}, 7, "stub-9"])
