@@ -578,7 +578,7 @@ def test_keys_that_must_do_nothing_do_nothing(fresh):
     page.begin("Ann")
     for modifier in (1, 2, 4, 8):  # Alt, Control, Meta, Shift
         page.key("1", modifiers=modifier)
-    page.keys("05x")
+    page.keys(["0", "5", "x", "ArrowLeft"])
     assert page.state() == [0, "Ann", ""]
     page.key("1", repeats=5)
     assert page.state() == [1, "Ann", "left"]
@@ -742,9 +742,17 @@ def test_to_start_over_is_asked_twice(fresh):
             "lost."
         )
         page.wait_for("judgments.size", 0 if accept else 2)
+    assert (page.value(SHOWN), page.value("byId('name').value")) == ("start", "")
     page.reload()
     assert (page.value(SHOWN), page.state()) == ("start", [0, "", ""])
-    assert page.value("byId('name').value") == ""
+    page.begin("Bob")
+    page.keys("12")
+    page.click("#help")
+    page.value("setTimeout(() => byId('over').click())")
+    page.answer(True)
+    page.wait_for("judgments.size", 0)
+    page.begin("Eve")
+    assert page.state() == [0, "Eve", ""]
 
 
 def test_two_sheets_do_not_share_their_state(fresh, browser, site, tmp_path):
