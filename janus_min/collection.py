@@ -45,6 +45,7 @@ class Question(NamedTuple):
     json: bool  # whether the reply is to be one JSON object
     max_tokens: int
     sample: int = 0  # which of several independent replies to the same question
+    extra: dict | None = None  # more parameters of the request
 
 
 class Stage(NamedTuple):
@@ -53,12 +54,15 @@ class Stage(NamedTuple):
     name: str
     tasks: Callable[[dict], list[dict]]  # a record of the stage before -> what to do for it
     ask: Callable[[dict], Question]  # of a task
-    read: Callable[[dict, str], dict]  # (task, reply) -> record; raises ReplyError
+    read: Callable[[dict, str | dict], dict]  # (task, reply) -> record; raises ReplyError
     fan_out: int  # tasks per record
     written: int  # tokens that a reply has, more or less, for estimates
-    # Whether a reply that cannot be used is shown to the model with the reason, or just another
-    # one is asked for.
-    shows_mistakes: bool = True
+    # What is said to the model about a reply that cannot be read, with the mark {reason}; None:
+    # just another one is asked for.
+    again: str | None = prompts.AGAIN
+    joined: bool = False  # what is said then goes on: `read` gets it behind what was said before
+    # `read` gets all that is kept of a reply, in place of its text, even if it was cut short.
+    whole: bool = False
 
 
 # Preferences

@@ -9,18 +9,11 @@ and never as a number. Directly behind an opening quote, both are somebody else'
     any integer, so that "Score 5 would need more. [RESULT] 2" is a 5 there and "3.5" a 3.
 """
 
-import ast
 import json
 import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
-from janus_min import judge_prompts
-from janus_min.errors import UserError
-from janus_min.formats import read_jsonl
-from janus_min.prompts import fill
 from janus_min.replies import ReplyError
+from janus_min.templates import Template
 
 MARK = r"\[\s*RESULT\s*\]"
 GRADE = re.compile(
@@ -33,26 +26,6 @@ LABEL = r"\[\[\s*([ABC])\s*\]\]"
 UNQUOTED = "(?<![\"'“‘«])"
 # Quotes around all of a text: the first one within them, if there is one, opens and does not close.
 QUOTED = r"\"[^\"]*(\s\".*)?\"|'[^']*(\s'.*)?'|“[^“”]*(“.*)?”|‘[^‘’]*(‘.*)?’"
-# What must be in a template of the user's, and what else may be.
-NEEDED = {
-    "rubric": ({"instruction"}, {"response"}, {"reference_answer"}, {"rubric", "score_rubric"}),
-    "pairwise": (
-        {"instruction", "question"},
-        {"response_a", "answer_a"},
-        {"response_b", "answer_b"},
-    ),
-}
-
-
-class Template(NamedTuple):
-    """The two messages to a judge, with marks in braces."""
-
-    system: str  # may be empty
-    user: str
-
-    def filled(self, **slots: str) -> tuple[str, str]:
-        """The messages. What is filled in is never searched for marks."""
-        return self.system, fill(self.user, **slots).strip()
 
 
 # Replies
@@ -141,95 +114,3 @@ def _instruction(task: dict, show_system: bool) -> str:
     """As the official script joins them if it is given a system key."""
     both = show_system and task["system"]
     return f"{task['system']}\n{task['prompt']}" if both else task["prompt"]
-
-
-# Templates
-
-
-def own_template(kind: str) -> Template:
-    """Our own prompt for "rubric" or "pairwise"."""
-    if kind == "rubric":
-        return Template(judge_prompts.RUBRIC_SYSTEM, judge_prompts.RUBRIC)
-    return Template(judge_prompts.PAIRWISE_SYSTEM, judge_prompts.PAIRWISE)
-
-
-def read_template(path: Path, kind: str) -> Template:
-    """The user's own prompt, from one of these files:
-
-        .py              the official repository's utils/prompts.py: constants NAME_SYSTEM_PROMPT
-                         and NAME_USER_PROMPT_TEMPLATE (it is read, and not run)
-        .json, .jsonl    an object with system_prompt and prompt_template, as FastChat's; of several
-                         the first one whose template has the marks that `kind` needs
-        any other        the text of the user message; there is no system message
-
-    Raises UserError if the marks do not fit the kind.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    readers: dict[str, Callable[[str, Path], list[Template]]] = {
-        ".py": _python_templates,
-        ".json": _json_templates,
-        ".jsonl": lambda _, path: _chat_templates([record for _, record in read_jsonl(path)]),
-    }
-    templates = readers.get(path.suffix, lambda text, _: [Template("", text)])(text, path)
-    fitting = [template for template in templates if not _missing(template, kind)]
-    if not templates:
-        raise UserError(f"{path} has no prompt: neither *_USER_PROMPT_TEMPLATE nor prompt_template")
-    if not fitting:
-        missing = ", ".join(_missing(templates[0], kind))
-        raise UserError(f"{path}: the prompt lacks the mark {missing}")
-    known = set().union(*NEEDED[kind])
-    if strange := sorted(set(_marks(fitting[0].user)) - known):
-        raise UserError(
-            f"{path}: unknown mark {{{strange[0]}}}; known are {', '.join(sorted(known))}; braces "
-            "that are no marks are doubled"
-        )
-    return fitting[0]
-
-
-def _python_templates(text: str, path: Path) -> list[Template]:
-    try:
-        nodes = ast.parse(text, path.name).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise UserError(f"{path}: not Python ({str(error) or 'nested too deep'})") from None
-    constants = {
-        target.id: node.value.value
-        for node in nodes
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        for target in node.targets
-        if isinstance(target, ast.Name) and isinstance(node.value.value, str)
-    }
-    suffix = "USER_PROMPT_TEMPLATE"
-    return [
-        Template(constants.get(name.removesuffix(suffix) + "SYSTEM_PROMPT", ""), value)
-        for name, value in constants.items()
-        if name.endswith(suffix)
-    ]
-
-
-def _json_templates(text: str, path: Path) -> list[Template]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    return _chat_templates(values if isinstance(values, list) else [values])
-
-
-def _chat_templates(values: list) -> list[Template]:
-    return [
-        Template(str(value.get("system_prompt") or ""), value["prompt_template"])
-        for value in values
-        if isinstance(value, dict) and isinstance(value.get("prompt_template"), str)
-    ]
-
-
-def _marks(text: str) -> list[str]:
-    return [mark for mark in re.findall(r"\{\{|\}\}|\{(\w+)\}", text) if mark]
-
-
-def _missing(template: Template, kind: str) -> list[str]:
-    marks = set(_marks(template.user))
-    lacking = [names for names in NEEDED[kind] if not names & marks]
-    return [" or ".join(f"{{{name}}}" for name in sorted(names)) for names in lacking]

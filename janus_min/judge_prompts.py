@@ -75,3 +75,15 @@ First compare the two in a few sentences. Then end with your verdict, and write 
 equally bad. A reply has this form:
 
 Comparison: (your explanation) Verdict: (one of the three)"""
+
+# AlpacaEval
+
+# MT-Bench
+
+# Arena-Hard
+
+# (system message, user message) of each kind of template
+OWN = {
+    "rubric": (RUBRIC_SYSTEM, RUBRIC),
+    "pairwise": (PAIRWISE_SYSTEM, PAIRWISE),
+}

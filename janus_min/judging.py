@@ -20,20 +20,21 @@ from janus_min.connection import Connection
 from janus_min.errors import UserError, require
 from janus_min.files import Writer, read_json, replace_file, text_hash
 from janus_min.formats import read_jsonl
-from janus_min.judge import Template, own_template, read_template
 from janus_min.kinds import RESULT
 from janus_min.limits import CHARACTERS_PER_TOKEN, dollars
 from janus_min.pipeline import MOST_ATTEMPTS, PLACE, STATE, Folder, Pipeline, Sampling
 from janus_min.replies import ReplyError
+from janus_min.templates import TEMPLATES, Template, own_template, read_template
 
 QUESTIONS, JUDGMENTS = "questions", "judgments"
 FAILED = f"{JUDGMENTS}.failed"
 FOUND = ("ok", "failed", "unanswered")  # counts that judgments themselves show
+AGAINST = ("pairwise", "alpaca-eval", "arena-hard")  # kinds whose results have an opponent
 WRITTEN = 200  # tokens of a judgment, more or less
 
 
 @dataclass(frozen=True)
-class Options:
+class Judged:
     """What is judged, by whom, and where the judgments are kept."""
 
     bench: Path | None = None  # items, as JSONL or JSON
@@ -42,10 +43,8 @@ class Options:
     out: Path | None = None  # folder of the judgments and the result
     judge: str | None = None  # name of the judging model, as the server knows it
     judge_prompt: Path | None = None  # file of another prompt, such as the official one
-    runs: int = 3  # independent judgments of everything
     attempts: int = 6  # replies that a judge may need until one can be read
     max_tokens: int = 1024  # of a reply
-    show_system: bool = False  # show the judge the system message, too
     allow_missing: bool = False  # leave items without a response out, and count them
     limit: int | None = None  # first items of the bench to take
     rescore: tuple[Path, ...] | None = None  # judgments to read once more, without any request
@@ -53,7 +52,6 @@ class Options:
     batch: bool = False  # through the server's batch interface: slower, at another price
 
     def __post_init__(self) -> None:
-        require(1 <= self.runs <= 100, self, "runs", "1 to 100")
         valid = 1 <= self.attempts <= MOST_ATTEMPTS
         require(valid, self, "attempts", f"1 to {MOST_ATTEMPTS}")
         require(self.max_tokens >= 1, self, "max_tokens", "at least 1")
@@ -74,20 +72,45 @@ class Options:
         """What the evaluated model is called."""
         return self.name or file_model(self.responses)
 
+    def settings(self) -> dict:
+        """Of these, what must be equal for results to be comparable."""
+        return {"max_tokens": self.max_tokens}
+
+
+@dataclass(frozen=True)
+class Options(Judged):
+    """The same, for the Multifaceted Bench, whose items have system messages."""
+
+    runs: int = 3  # independent judgments of everything
+    show_system: bool = False  # show the judge the system message, too
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.runs <= 100, self, "runs", "1 to 100")
+
+    def settings(self) -> dict:
+        """Of these, what must be equal for results to be comparable."""
+        return super().settings() | {"show_system": self.show_system}
+
 
 @dataclass(frozen=True)
 class Work:
     """All that a judged evaluation needs."""
 
-    options: Options
+    options: Judged
     sampling: Sampling
     connection: Connection
-    kind: str  # "rubric" or "pairwise"
+    kind: str  # one of TEMPLATES
+
+    def templates(self) -> list[Template]:
+        """The judge's prompts, in the order of TEMPLATES."""
+        path, kinds = self.options.judge_prompt, TEMPLATES[self.kind]
+        return [read_template(path, kind) if path else own_template(kind) for kind in kinds]
 
     def template(self) -> Template:
-        """The judge's prompt."""
-        path = self.options.judge_prompt
-        return read_template(path, self.kind) if path else own_template(self.kind)
+        """The judge's prompt, if there is but one."""
+        [template] = self.templates()
+        return template
 
     def settings(self) -> dict:
         """What must be equal for results to be comparable."""
@@ -95,9 +118,8 @@ class Work:
             "temperature": self.sampling.temperature,
             "top_p": self.sampling.top_p,
             "extra": json.loads(self.sampling.extra or "{}"),
-            "max_tokens": self.options.max_tokens,
-            "show_system": self.options.show_system,
-            "prompt": text_hash(json.dumps(self.template())),
+            **self.options.settings(),
+            "prompt": text_hash(json.dumps(self.templates())),
         }
 
 
@@ -110,7 +132,7 @@ def file_model(path: Path) -> str:
 
 
 def about(work: Work, items: list[dict], **opponent: str) -> dict:
-    """The head of a result: who was judged, by whom, on what, and how."""
+    """The head of a result: who was judged, by whom, on what (the first `limit` items), and how."""
     options = work.options
     head = {"kind": work.kind, "model": options.model_name(), **opponent, "judge": options.judge}
     bench = about_bench(items[: options.limit], options.bench)
@@ -160,24 +182,24 @@ def ask_judge(
 def judge_stage(
     tasks: Callable[[dict], list[dict]],
     messages: Callable[[dict], tuple[str, str]],
-    read: Callable[[str], int | str],
-    options: Options,
-    fan_out: int,
+    read: Callable[[str], object],
+    options: Judged,
+    fan_out: int = 1,
 ) -> Stage:
-    """The stage of a judged evaluation: tasks have a "run", records the "value" that `read` finds
-    in the reply. For one that cannot be read, another one is asked for.
+    """The stage of a judged evaluation: records have the "value" that `read` finds in the reply.
+    For one that cannot be read, another one is asked for; each "run" has replies of its own.
     """
 
     def ask(task: dict) -> Question:
-        """The prompt, filled in. Each run has a reply of its own to it."""
-        return Question(*messages(task), False, options.max_tokens, task["run"])
+        """The prompt, filled in."""
+        return Question(*messages(task), False, options.max_tokens, task.get("run", 0))
 
     def judgment(task: dict, reply: str) -> dict:
         """The reply and what it says."""
         place = {key: task[key] for key in PLACE if key in task}
         return place | {"value": read(reply), "reply": reply}
 
-    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, WRITTEN, shows_mistakes=False)
+    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, WRITTEN, again=None)
 
 
 def estimate(
@@ -204,7 +226,7 @@ def estimate(
 # Judgments
 
 
-def stored_judgments(folder: Path, read: Callable[[str], int | str]) -> Iterator[dict]:
+def stored_judgments(folder: Path, read: Callable[[str], object]) -> Iterator[dict]:
     """All judgments of a folder in the order of their items, their replies read once more, with
     the "source" of the item; "value" is None for what failed.
 
@@ -236,7 +258,7 @@ def stored_head(folder: Path, kind: str, **names: str | None) -> tuple[dict, dic
     result = read_json(path)
     if result.get("kind") != kind:
         raise UserError(f"{path} is a result of {result.get('kind')!r}, not of {kind!r}")
-    needed += ["opponent"] if kind == "pairwise" else []
+    needed += ["opponent"] if kind in AGAINST else []
     if not result.keys() >= {*needed}:
         raise UserError(f"{path}: needed are the keys {sorted(needed)}, found {sorted(result)}")
     head = {key: value for key, value in result.items() if key in (*needed, "answered_by")}

@@ -18,7 +18,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from janus_min import prompts
 from janus_min.batch import Batches, batches_on_their_way
 from janus_min.client import Client, Connection, Job, Request
 from janus_min.collection import Question, Stage
@@ -26,11 +25,19 @@ from janus_min.errors import UserError, require
 from janus_min.files import Writer, hash_files, read_json, replace_file
 from janus_min.formats import read_jsonl
 from janus_min.journal import Journal
+from janus_min.prompts import fill
 from janus_min.replies import ReplyError, unusable
 
 STATE, CALLS = "build.json", "calls.jsonl"
 MOST_ATTEMPTS = 20  # replies to one question
-PLACE = ("id", "set", "number", "run", "game")  # what a task is known by, as far as it has them
+PLACE = (
+    "id",
+    "set",
+    "number",
+    "run",
+    "game",
+    "turn",
+)  # what a task is known by, as far as it has them
 # Tasks that may come to nothing before one succeeds, and how many records they are of; with
 # batches, all are asked at once.
 PATIENCE, RECORDS = 10, 3
@@ -63,6 +70,7 @@ class Sampling:
         body |= {"top_p": self.top_p, "max_tokens": question.max_tokens}
         if question.json and self.json_mode:
             body["response_format"] = {"type": "json_object"}
+        body |= question.extra or {}
         body |= json.loads(self.extra) if self.extra else {}
         return {key: value for key, value in body.items() if value is not None}
 
@@ -261,14 +269,14 @@ class Pipeline:
         """What has become of a task: its record, the reason why there is none, or the request
         whose reply is not there yet.
 
-        A reply that cannot be used is shown to the model with the reason, if the stage says so; in
+        A reply that cannot be read is shown to the model with the reason, if the stage says so; in
         the place of one that is empty, cut short or refused, another one is asked for.
         """
         question = stage.ask(task)
         first = [{"role": "user", "content": question.user}]
         if question.system:
             first.insert(0, {"role": "system", "content": question.system})
-        messages, reason, unreadable = first, "", None
+        messages, said, reason, unreadable = first, "", "", None
         for attempt in range(self.attempts):
             sample = question.sample * MOST_ATTEMPTS + attempt
             request = Request(self.sampling.body(messages, question), sample)
@@ -276,19 +284,19 @@ class Pipeline:
             if line is None:
                 return request
             reply = line["reply"]
-            if bad := unusable(reply):
-                messages, reason = first, bad
+            if (bad := unusable(reply)) and not stage.whole:
+                messages, said, reason = first, "", bad
                 continue
+            text = f"{said}\n{reply['text']}" if said else reply["text"]
             try:
-                return stage.read(task, reply["text"])
+                return stage.read(task, reply if stage.whole else text)
             except ReplyError as error:
-                reason, unreadable = str(error), reply["text"]
-                if not stage.shows_mistakes:
-                    continue
-                again = prompts.fill(prompts.AGAIN, reason=reason)
+                reason, unreadable = str(error), text
+            if stage.again is not None:
+                said = text if stage.joined else ""
                 messages = [
-                    *first,
+                    *(messages if stage.joined else first),
                     {"role": "assistant", "content": reply["text"]},
-                    {"role": "user", "content": again},
+                    {"role": "user", "content": fill(stage.again, reason=reason)},
                 ]
         return Failed(f"after {self.attempts} attempts: {reason}", unreadable)

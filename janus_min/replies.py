@@ -32,6 +32,7 @@ def reply_of(body: object) -> dict:
         raise ReplyError(f"the text of the answer is a JSON {type(content).__name__}")
     reply = {"text": without_thoughts(content or ""), "finish": choices[0].get("finish_reason")}
     reply |= {"refusal": message.get("refusal")} if message.get("refusal") else {}
+    reply |= {"logprobs": choices[0]["logprobs"]} if choices[0].get("logprobs") else {}
     reply |= {key: body[key] for key in ("model", "system_fingerprint") if body.get(key)}
     return reply
 

@@ -9,17 +9,9 @@ import sys
 import pytest
 
 from janus_min.errors import UserError
-from janus_min.judge import (
-    Template,
-    grade_in,
-    has_mark,
-    own_template,
-    pairwise_messages,
-    read_template,
-    rubric_messages,
-    verdict_in,
-)
+from janus_min.judge import grade_in, has_mark, pairwise_messages, rubric_messages, verdict_in
 from janus_min.replies import ReplyError
+from janus_min.templates import Template, own_template, read_template
 from tests.programs import Program, environment
 
 
