@@ -1,10 +1,12 @@
 """The tokenizer and the one prompt template, on Mistral's real vocabulary."""
 
+import json
 import random
+import shutil
 
 import pytest
 
-from janus_min.chat import encode_prompts, encode_responses, prompt_text
+from janus_min.chat import encode_conversations, encode_prompts, encode_responses, prompt_text
 from janus_min.errors import UserError
 from janus_min.tokenizer import Tokenizer
 
@@ -84,6 +86,126 @@ def test_ids_equal_mistral_common_without_a_system_message(mistral_tokenizer):
         )
         ids = theirs.encode_chat_completion(request).tokens
         assert ids[: len(prompt) + len(response)] == prompt + response, (instruction, answer)
+
+
+def random_conversations(source: random.Random, count: int, system: str | None = None) -> list:
+    """Of 1 to 4 turns; an answer stands without spaces around it, as mistral-common wants it."""
+    conversations = []
+    for _ in range(count):
+        texts = [random_text(source).strip() or "x" for _ in range(source.choice((1, 3, 5, 7)))]
+        conversations.append((system, texts[::2], texts[1::2]))
+    return conversations
+
+
+def test_golden_ids_of_a_conversation(mistral_tokenizer):
+    """The parts of test_golden_ids: BOS once, the system message in the first turn alone."""
+    conversation = ("Be kind.", ["Hi", "Hi", "Hi"], ["Four", ""])
+    [ids] = encode_conversations(mistral_tokenizer, [conversation])
+    first = [1, 733, 16289, 28793, 1739, 2112, 28723, 13, 23809, 733, 28748, 16289, 28793]
+    later = [733, 16289, 28793, 15359, 733, 28748, 16289, 28793]
+    assert ids == [*first, 9611, 2, *later, 2, *later]
+
+
+def test_a_conversation_of_one_turn_is_a_prompt(mistral_tokenizer):
+    source = random.Random(3)
+    prompts = [(random_text(source), random_text(source)) for _ in range(100)]
+    prompts += [(None, "Hi"), ("", "Hi"), ("Be kind.", "")]
+    conversations = [(system, [text], []) for system, text in prompts]
+    expected = encode_prompts(mistral_tokenizer, prompts)
+    assert encode_conversations(mistral_tokenizer, conversations) == expected
+
+
+def test_conversations_are_encoded_alone_as_together(mistral_tokenizer):
+    conversations = random_conversations(random.Random(4), 50, "Be kind.")
+    together = encode_conversations(mistral_tokenizer, conversations)
+    assert together == [encode_conversations(mistral_tokenizer, [c])[0] for c in conversations]
+    for (_, _, answers), ids in zip(conversations, together, strict=True):
+        assert ids[0] == 1 and ids.count(1) == 1 and ids.count(2) == len(answers)
+        assert mistral_tokenizer.piece(ids[-1]) == "]"
+
+
+@pytest.mark.parametrize("answers", [[], ["a", "b"]])
+def test_one_turn_waits_for_its_answer(mistral_tokenizer, answers):
+    with pytest.raises(ValueError, match="all turns but the last have one answer each"):
+        encode_conversations(mistral_tokenizer, [(None, ["Hi"], []), (None, ["Hi", "So"], answers)])
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_conversations_equal_mistral_common(mistral_tokenizer, system):
+    """It joins the system message by two newlines, so here that is part of the first turn."""
+    pytest.importorskip("mistral_common")
+    from mistral_common.protocol.instruct.messages import AssistantMessage, UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    theirs = MistralTokenizer.v1()
+    conversations = random_conversations(random.Random(5), 300, system)
+    ours = encode_conversations(mistral_tokenizer, conversations)
+    for (_, turns, answers), ids in zip(conversations, ours, strict=True):
+        first = f"{system}\n{turns[0]}" if system else turns[0]
+        messages = [UserMessage(content=first)]
+        for answer, text in zip(answers, turns[1:], strict=True):
+            messages += [AssistantMessage(content=answer), UserMessage(content=text)]
+        request = ChatCompletionRequest(messages=messages)
+        assert theirs.encode_chat_completion(request).tokens == ids, (turns, answers)
+
+
+def test_the_system_message_differs_from_mistral_common_by_one_newline(mistral_tokenizer):
+    pytest.importorskip("mistral_common")
+    from mistral_common.protocol.instruct.messages import (
+        AssistantMessage,
+        SystemMessage,
+        UserMessage,
+    )
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    messages = [SystemMessage(content="Be kind."), UserMessage(content="Hi")]
+    messages += [AssistantMessage(content="Four"), UserMessage(content="So?")]
+    request = ChatCompletionRequest(messages=messages)
+    theirs = MistralTokenizer.v1().encode_chat_completion(request).tokens
+    conversation = ("Be kind.", ["Hi", "So?"], ["Four"])
+    [ids] = encode_conversations(mistral_tokenizer, [conversation])
+    newline = ids.index(13)
+    assert ids[: newline + 1] + [13] + ids[newline + 1 :] == theirs
+
+
+def test_conversations_equal_the_template_of_transformers(mistral_tokenizer_file, tmp_path):
+    """Where they agree: single spaces, as transformers splits two of them in another way, and a
+    template with a space before each answer, as one without it gives other ids."""
+    pytest.importorskip("transformers")
+    from tests.peers import transformers
+
+    shutil.copy(mistral_tokenizer_file, tmp_path / "tokenizer.model")
+    about = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>"}
+    about |= {"eos_token": "</s>", "unk_token": "<unk>", "legacy": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(about))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    theirs.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} "
+        "[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    source, words = (
+        random.Random(6),
+        ["Why", "is", "tea", "green?", "中文", "1.5", "🙂", "(no)\nso"],
+    )
+
+    def text() -> str:
+        return " ".join(source.choices(words, k=source.randrange(1, 6)))
+
+    for turns in (1, 2, 3) * 10:
+        conversation = (
+            "Be kind.",
+            [text() for _ in range(turns)],
+            [text() for _ in range(1, turns)],
+        )
+        _, said, answers = conversation
+        messages = [{"role": "user", "content": f"Be kind.\n{said[0]}"}]
+        for answer, question in zip(answers, said[1:], strict=True):
+            messages += [{"role": "assistant", "content": answer}]
+            messages += [{"role": "user", "content": question}]
+        ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+        assert [ids] == encode_conversations(Tokenizer(mistral_tokenizer_file), [conversation])
 
 
 def test_the_prompt_ends_with_the_bracket_and_no_space(mistral_tokenizer):
