@@ -1,8 +1,8 @@
-"""Chat completions over HTTP, many at a time, for data and for judgments.
+"""Requests over HTTP, many at a time: chat completions, for data and for judgments.
 
-Any OpenAI-compatible server will do. What is paid for is in the journal before anything else is
-done with it, and is never asked for again: a request is known by a hash of all that is sent, and by
-its sample number, for those who want several answers to one request.
+Any OpenAI-compatible server will do, or another `Service`. What is paid for is in the journal
+before anything else is done with it, and is never asked for again: a request is known by a hash of
+all that is sent, and by its sample number, for those who want several answers to one request.
 
 What may pass (`verdicts.py`) is tried again with growing pauses; if a server says "too many
 requests", all threads wait. What cannot pass stops the run, with all answers kept.
@@ -18,15 +18,16 @@ from itertools import count
 from queue import Full, Queue
 
 from janus_min.connection import Connection, Request
-from janus_min.endpoint import Answer, Endpoint, Line, NoAnswerError
+from janus_min.endpoint import Answer, Line, NoAnswerError
 from janus_min.errors import UserError
 from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.journal import Journal
 from janus_min.limits import Budget, Pace, wait_before
 from janus_min.progress import Progress
-from janus_min.verdicts import Verdict, judge_chat
+from janus_min.verdicts import Service, Verdict, read_chat
 
 CHAT = "/chat/completions"
+COMPLETIONS = Service(CHAT, read_chat, Request.expected)
 TRIES, FIRST_TRIES = 8, 4  # of a request that fails for a reason that may pass
 PATIENCE = 3600.0  # seconds of hearing "too many requests" before a request is given up
 GRACE = 3.0  # seconds that requests on their way have, when a run is asked to end
@@ -43,9 +44,9 @@ class GivenUpError(Exception):
 class Client:
     """Sends requests to an endpoint and puts the answers into a journal."""
 
-    def __init__(self, settings: Connection, journal: Journal):
-        self.settings, self.journal = settings, journal
-        self.endpoint = Endpoint(settings.base_url, settings.key_variable)
+    def __init__(self, settings: Connection, journal: Journal, service: Service = COMPLETIONS):
+        self.settings, self.journal, self.service = settings, journal, service
+        self.endpoint = service.endpoint(settings.base_url, settings.key_variable)
         self.pace = Pace(settings.requests_per_minute, settings.tokens_per_minute)
         self.budget = Budget(settings.max_cost, settings.price_in, settings.price_out)
         self.budget.spent = self.budget.cost(tuple(journal.tokens))
@@ -136,7 +137,9 @@ class Client:
         if self.done + self.failed == show.total and not last:
             return  # the last line is shown once
         read, written = self.journal.tokens
-        text = f"{self.failed:,} failed  {read:,} + {written:,} tokens"
+        text = f"{self.failed:,} failed"
+        if self.service is COMPLETIONS:
+            text += f"  {read:,} + {written:,} tokens"
         if self.settings.price_in + self.settings.price_out > 0:
             text += f"  ${self.budget.spent:,.2f}"
         calls = self.calls
@@ -198,7 +201,7 @@ class Client:
         Raises GivenUpError, or UserError if no request will do better.
         """
         body = json.dumps(request.body, ensure_ascii=False).encode("utf-8", "replace")
-        key, expected = request.key(), request.expected()
+        key, expected = request.key(), self.service.expected(request)
         patience, tries = None, 0
         for attempt in count():
             self._reserve(expected)
@@ -206,7 +209,7 @@ class Client:
             try:
                 self._wait_for_turn(sum(expected))
                 self._count("calls")
-                answer = line.send(CHAT, self.settings.deadline, body)
+                answer = line.send(self.service.path, self.settings.deadline, body)
                 verdict, used = self._keep(request, key, answer)
             except NoAnswerError as error:
                 verdict = Verdict(str(error), again=error.again)
@@ -276,15 +279,12 @@ class Client:
 
     def _keep(self, request: Request, key: str, answer: Answer) -> tuple[Verdict | None, tuple]:
         """Puts an answer into the journal. Returns what is wrong with it, and its tokens."""
-        reply, used = judge_chat(answer)
+        reply, used = self.service.read(request, answer)
         if isinstance(reply, Verdict):
             reply = reply._replace(reason=self.endpoint.redact(reply.reason))
             if any(used):  # paid for all the same
                 self.journal.add("", used, failed=key, reason=reply.reason)
             return reply, used
-        if not any(used):  # a server that does not count
-            size = sum(len(message["content"]) for message in request.body["messages"])
-            used = size // 4, len(reply["text"]) // 4
         self.journal.add(key, used, reply=reply)
         with self.count:
             self.successes += 1

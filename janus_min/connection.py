@@ -1,4 +1,4 @@
-"""What is asked of a chat server, and how it is talked to."""
+"""What is asked of a server, and how it is talked to."""
 
 import hashlib
 import json
@@ -38,9 +38,9 @@ _SORTED = json.JSONEncoder(sort_keys=True)  # made once: `json.dumps` makes one 
 
 
 class Request(NamedTuple):
-    """A chat completion to ask for."""
+    """What is asked for, such as a chat completion."""
 
-    body: dict  # as it is sent: model, messages, sampling parameters
+    body: dict  # as it is sent; of a chat: model, messages, sampling parameters
     sample: int = 0  # which of several answers to the same body
 
     def key(self) -> str:
@@ -49,8 +49,8 @@ class Request(NamedTuple):
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def expected(self) -> tuple[int, int]:
-        """At most so many tokens are read and written: a token has one byte or more. For a body
-        that sets no limit to what is written, 4,096 are assumed.
+        """At most so many tokens are read and written in a chat: a token has one byte or more. For
+        a body that sets no limit to what is written, 4,096 are assumed.
         """
         texts = [message["content"].encode("utf-8", "replace") for message in self.body["messages"]]
         limits = (self.body.get(key) for key in ("max_completion_tokens", "max_tokens"))

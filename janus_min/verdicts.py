@@ -1,14 +1,16 @@
 """What an HTTP answer means: a reply, another try, the end of a request, or of the whole run.
 
-another try                408 409 425 429 5xx, and 200 without a chat completion in it
+another try                408 409 425 429 5xx, and 200 without what was asked for in it
 the end of this request    400 413 422, 403 (so some servers filter), and all the rest
 the end of the run         401 402 404, a redirect, an unknown model, no money left
 """
 
 import json
+from collections.abc import Callable
 from typing import NamedTuple
 
-from janus_min.endpoint import Answer
+from janus_min.connection import Request
+from janus_min.endpoint import Answer, Endpoint
 from janus_min.limits import retry_after
 from janus_min.replies import ReplyError, error_text, reply_of, usage_of
 
@@ -31,6 +33,16 @@ class Verdict(NamedTuple):
     fatal: bool = False
     wait: float | None = None  # seconds that the server asks for
     slow_down: bool = False  # all threads
+
+
+class Service(NamedTuple):
+    """What a server does for us, as far as a client must know."""
+
+    path: str  # behind the base URL
+    # (request, answer) -> the reply, or what is wrong; and the tokens read and written
+    read: Callable[[Request, Answer], tuple[dict | Verdict, tuple[int, int]]]
+    expected: Callable[[Request], tuple[int, int]]  # at most so many tokens are read and written
+    endpoint: type[Endpoint] = Endpoint  # knows the header of the key
 
 
 def json_body(body: bytes) -> object:
@@ -56,6 +68,15 @@ def judge_chat(answer: Answer) -> tuple[dict | Verdict, tuple[int, int]]:
         return reply_of(body), used
     except ReplyError as error:
         return Verdict(str(error)), used
+
+
+def read_chat(request: Request, answer: Answer) -> tuple[dict | Verdict, tuple[int, int]]:
+    """The same, with estimated tokens if the server does not count them."""
+    reply, used = judge_chat(answer)
+    if not isinstance(reply, Verdict) and not any(used):
+        size = sum(len(message["content"]) for message in request.body["messages"])
+        used = size // 4, len(reply["text"]) // 4
+    return reply, used
 
 
 def judge_status(answer: Answer) -> Verdict:
