@@ -1,8 +1,15 @@
 """How far a mean may be off: standard deviations and 95 % intervals, over items."""
 
 import math
+from collections.abc import Iterable
 
 Z = 1.959964  # of the normal distribution: 95 % lie within ± Z standard deviations
+
+
+def mean(values: Iterable[float]) -> float:
+    """The mean of one value or more."""
+    values = list(values)
+    return math.fsum(values) / len(values)
 
 
 def deviation(values: list[float]) -> float | None:
@@ -10,8 +17,8 @@ def deviation(values: list[float]) -> float | None:
     n = len(values)
     if n < 2:
         return None
-    mean = math.fsum(values) / n
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (n - 1))
 
 
 def half_width(values: list[float]) -> float | None:

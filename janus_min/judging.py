@@ -182,24 +182,27 @@ def ask_judge(
 def judge_stage(
     tasks: Callable[[dict], list[dict]],
     messages: Callable[[dict], tuple[str, str]],
-    read: Callable[[str], object],
+    read: Callable[[str | dict], object],
     options: Judged,
     fan_out: int = 1,
+    extra: dict | None = None,
+    whole: bool = False,
 ) -> Stage:
-    """The stage of a judged evaluation: records have the "value" that `read` finds in the reply.
-    For one that cannot be read, another one is asked for; each "run" has replies of its own.
+    """The stage of a judged evaluation: records have the "value" that `read` finds in the reply, in
+    its text or, if `whole`, in all that is kept of it. For one that cannot be read, another one is
+    asked for; each "run" has replies of its own. `extra` are parameters of the request.
     """
 
     def ask(task: dict) -> Question:
         """The prompt, filled in."""
-        return Question(*messages(task), False, options.max_tokens, task.get("run", 0))
+        return Question(*messages(task), False, options.max_tokens, task.get("run", 0), extra)
 
-    def judgment(task: dict, reply: str) -> dict:
+    def judgment(task: dict, reply: str | dict) -> dict:
         """The reply and what it says."""
         place = {key: task[key] for key in PLACE if key in task}
         return place | {"value": read(reply), "reply": reply}
 
-    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, WRITTEN, again=None)
+    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, WRITTEN, None, False, whole)
 
 
 def estimate(
@@ -226,7 +229,7 @@ def estimate(
 # Judgments
 
 
-def stored_judgments(folder: Path, read: Callable[[str], object]) -> Iterator[dict]:
+def stored_judgments(folder: Path, read: Callable[[str | dict], object]) -> Iterator[dict]:
     """All judgments of a folder in the order of their items, their replies read once more, with
     the "source" of the item; "value" is None for what failed.
 

@@ -20,12 +20,11 @@ import numpy as np
 from janus_min import judging
 from janus_min.bench import about_bench, answered, read_bench
 from janus_min.errors import UserError, require
-from janus_min.intervals import deviation, share_interval
+from janus_min.intervals import deviation, mean, share_interval
 from janus_min.judge import has_mark, pairwise_messages, verdict_in
 from janus_min.judging import Work, write_whole
 from janus_min.kinds import RESULT
 from janus_min.people import read_sheets, write_sheet
-from janus_min.rubric import mean
 
 OUTCOMES = ("win", "tie", "lose")
 OURS, SHOWN_FIRST = ("A", "B"), "A"  # what our response is called in each game

@@ -79,7 +79,7 @@ class Failed(NamedTuple):
     """A task that came to nothing."""
 
     reason: str
-    reply: str | None = None  # the last one that could not be read
+    reply: str | dict | None = None  # the last one that could not be read
 
 
 class Folder:
@@ -257,11 +257,12 @@ class Pipeline:
         """Ends the run if the model does not do anything that it is asked for."""
         self.in_vain.append(task["id"])
         many = len(self.in_vain) >= PATIENCE and len({*self.in_vain}) >= RECORDS
+        last = failed.reply["text"] if isinstance(failed.reply, dict) else failed.reply
         if many and not self.fruitful:
             raise UserError(
                 f"nothing came of {len(self.in_vain)} questions to {self.sampling.model}, so no "
                 f"more are asked: {failed.reason}"
-                + (f"; the last reply ends in {failed.reply[-80:]!r}" if failed.reply else "")
+                + (f"; the last reply ends in {last[-80:]!r}" if last else "")
                 + "; all replies are kept, and with more --attempts the same command goes on"
             )
 
@@ -291,7 +292,7 @@ class Pipeline:
             try:
                 return stage.read(task, reply if stage.whole else text)
             except ReplyError as error:
-                reason, unreadable = str(error), text
+                reason, unreadable = str(error), reply if stage.whole else text
             if stage.again is not None:
                 said = text if stage.joined else ""
                 messages = [

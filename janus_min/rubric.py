@@ -12,7 +12,6 @@ an item that lacks all of them is left out. Nothing takes the place of a grade t
 """
 
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from typing import NamedTuple
 from janus_min.bench import about_bench, answered, read_bench, read_records
 from janus_min.errors import UserError
 from janus_min.formats import read_jsonl
-from janus_min.intervals import deviation, half_width
+from janus_min.intervals import deviation, half_width, mean
 from janus_min.judge import MARK, grade_in, has_mark, rubric_messages
 from janus_min.judging import (
     QUESTIONS,
@@ -83,12 +82,6 @@ def scores(judgments: Iterable[Judgment]) -> dict:
         "spread": deviation(runs),
         "interval": None if half is None else [max(1.0, score - half), min(5.0, score + half)],
     }
-
-
-def mean(values: Iterable[float]) -> float:
-    """The mean of one value or more."""
-    values = list(values)
-    return math.fsum(values) / len(values)
 
 
 def result_of(head: dict, judgments: list[Judgment], counts: dict) -> dict:

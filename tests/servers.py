@@ -3,10 +3,10 @@
     with ChatServer(answer=lambda body, seen: "Rain is water.") as server:
         ...  # server.url is the base URL; server.requests, server.paid say what it has seen
 
-`answer` gives the text of a proper reply, or a `Reply` of any kind. `script` says what is sent
-instead: a list, used up in the order of requests, or a function of a request; None in either stands
-for a proper reply. `faults` is the share of requests that one of FAULTS happens to, by the seed and
-the request alone, and at most three times in a row to the same request.
+`answer` gives the text of a proper reply, or all its body, or a `Reply` of any kind. `script` says
+what is sent instead: a list, used up in the order of requests, or a function of a request; None in
+either stands for a proper reply. `faults` is the share of requests that one of FAULTS happens to,
+by the seed and the request alone, and at most three times in a row to the same request.
 """
 
 import json
@@ -103,6 +103,7 @@ FAULTS: dict[str, Callable[[], Reply]] = {
     "no choices": lambda: Reply(200, chat("x") | {"choices": []}),
     "bad JSON": lambda: Reply(200, '{"choices": [{"mess'),
 }
+PASSING = ("429 alone", "500", "502", "reset", "half", "no choices", "bad JSON")  # at once
 
 
 def question(body: dict) -> str:
@@ -120,7 +121,7 @@ class ChatServer:
 
     def __init__(
         self,
-        answer: Callable[[dict, Seen], str | Reply] = repeat,
+        answer: Callable[[dict, Seen], str | dict | Reply] = repeat,
         *,
         faults: float = 0.0,
         seed: int = 0,
@@ -171,6 +172,8 @@ class ChatServer:
         text = self.answer(seen.body, seen)
         if isinstance(text, Reply):
             return text, False
+        if isinstance(text, dict):
+            return Reply(200, text), True
         size = sum(len(message["content"]) for message in seen.body["messages"])
         usage = size // 4 + 1, len(text) // 4 + 1
         return Reply(200, chat(text, usage=usage)), True

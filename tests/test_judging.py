@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -32,11 +33,10 @@ from janus_min.judging import (
 )
 from janus_min.pipeline import PATIENCE, Sampling
 from janus_min.replies import ReplyError
-from tests import servers
 from tests.kill import survives
 from tests.programs import Program
 from tests.runs import write_rows
-from tests.servers import FAULTS, ChatServer, Reply, Seen, chat, error, question
+from tests.servers import PASSING, ChatServer, Reply, Seen, chat, error, question  # noqa: F401
 
 SECRET = "sk-SECRET-0123456789"
 NOBODY = "http://127.0.0.1:9/v1"  # a port that nothing listens on
@@ -153,7 +153,6 @@ def evaluated(monkeypatch, capsys, tmp_path) -> Program:
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.test_judging"])  # which takes longer than what is tested
-PASSING = ("429 alone", "500", "502", "reset", "half", "no choices", "bad JSON")
 
 
 def child(folder: Path, url: str, life: int) -> None:
@@ -172,21 +171,14 @@ def kept_bodies(folder: Path, asked: dict[str, str]) -> Counter[str]:
     return Counter(asked[key] for key in keys if key)
 
 
-@pytest.fixture
-def rough(monkeypatch):
-    """Faults that take no time, and short waits."""
-    monkeypatch.setattr(client_module, "wait_before", lambda attempt, asked: 0.02)
-    monkeypatch.setattr(servers, "FAULTS", {kind: FAULTS[kind] for kind in PASSING})
-
-
 LIVES = 5  # the last one is not ended
 
 
 class Lives:
     """A script for a server: each life may send so many requests, and further ones hang."""
 
-    def __init__(self):
-        chance = random.Random(3)
+    def __init__(self, reply: Callable[[dict, object], str | dict] = grade):
+        self.reply, chance = reply, random.Random(3)
         self.goals = [chance.randrange(25, 50) for _ in range(LIVES - 1)]
         self.sent, self.lock = Counter(), threading.Lock()
         self.paid = [Counter() for _ in range(LIVES)]  # bodies that were answered
@@ -196,11 +188,23 @@ class Lives:
             self.sent[life := self.of(seen)] += 1
             return Reply(how="hang") if self.at_its_end(life) else None
 
-    def answer(self, body: dict, seen: Seen) -> str:
+    def answer(self, body: dict, seen: Seen) -> str | dict:
         time.sleep(0.005)
         with self.lock:
             self.paid[self.of(seen)][json.dumps(body, sort_keys=True)] += 1
-        return grade(body, seen)
+        return self.reply(body, seen)
+
+    def live(self, life: int, child: Callable, *arguments: object) -> int:
+        """A life in a process of its own, killed at its end. Returns the process's exit code."""
+        process = FORKS.Process(target=child, args=(*arguments, life), daemon=True)
+        process.start()
+        end = time.monotonic() + 60
+        while life < LIVES - 1 and not self.at_its_end(life) and time.monotonic() < end:
+            time.sleep(0.002)
+        if life < LIVES - 1:
+            process.kill()
+        process.join(60)
+        return process.exitcode
 
     def at_its_end(self, life: int) -> bool:
         return life < len(self.goals) and self.sent[life] > self.goals[life]
@@ -226,16 +230,9 @@ def test_killed_again_and_again_under_faults_it_ends_with_the_same_result(tmp_pa
     lives, kept = Lives(), [Counter()]
     with ChatServer(lives.answer, faults=0.2, script=lives) as server:
         for life in range(LIVES):
-            process = FORKS.Process(target=child, args=(tmp_path, server.url, life), daemon=True)
-            process.start()
-            end = time.monotonic() + 60
-            while life < LIVES - 1 and not lives.at_its_end(life) and time.monotonic() < end:
-                time.sleep(0.002)
-            if life < LIVES - 1:
-                process.kill()
-            process.join(60)
+            code = lives.live(life, child, tmp_path, server.url)
             kept.append(kept_bodies(tmp_path, keys))
-        assert process.exitcode == 0
+        assert code == 0
         assert sum(server.failures.values()) - server.failures["hang"] > 20
     sizes = [sum(bodies.values()) for bodies in kept]
     assert sizes == sorted(set(sizes)) and sizes[0] == 0 and sizes[-1] == 240

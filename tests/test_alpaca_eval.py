@@ -1,0 +1,383 @@
+"""AlpacaEval through a judge behind a real server, and judgments that there are already."""
+
+import hashlib
+import json
+import math
+import os
+from dataclasses import fields
+
+import pytest
+
+import evaluate
+from janus_min import alpaca_eval, judging
+from janus_min import client as client_module
+from janus_min.alpaca_eval import Options, Sampling
+from janus_min.connection import Connection
+from janus_min.formats import read_jsonl
+from janus_min.judging import Work
+from janus_min.win_rates import is_switched
+from tests.programs import Program
+from tests.servers import ChatServer, chat, question
+from tests.test_judging import LIVES, NOBODY, Lives, between, bodies, silent
+
+UPSTREAM = """\
+<|im_start|>system
+You choose.
+<|im_end|>
+<|im_start|>user
+"q": {instruction}, { "m": {output_1} }, { "M": {output_2} }
+<|im_end|>"""
+
+
+# A judge, and files to be judged
+
+
+def write_outputs(path, generator, texts, **more):
+    """Outputs in upstream's format: a text for each instruction."""
+    records = [
+        {"instruction": key, "output": text, "generator": generator, "dataset": "made up"} | more
+        for key, text in texts.items()
+    ]
+    path.write_text(json.dumps(records))
+    return path
+
+
+def instructions(count):
+    return [f"What is thing {n}?" for n in range(count)]
+
+
+def write_case(folder, count=6, same=()):
+    """Outputs of both models; those of the numbers in `same` are equal."""
+    asked = instructions(count)
+    theirs = {text: f"Thing {n} is known." for n, text in enumerate(asked)}
+    ours = {t: theirs[t] if n in same else f"Answer {n}." for n, t in enumerate(asked)}
+    write_outputs(folder / "gpt4.json", "gpt4", theirs)
+    write_outputs(folder / "janus.json", "janus", ours)
+    return asked
+
+
+def chance(text):
+    """How good an output is, between 0 and 1: it looks random."""
+    return (1 + hashlib.sha256(text.encode()).digest()[0]) / 257
+
+
+def reply(text, **logprobs):
+    """The body of a reply of one token, with the likeliest tokens in its place."""
+    body = chat(text, "length")
+    tokens = [{"token": name, "logprob": value} for name, value in logprobs.items()]
+    entry = {"token": text, "logprob": -0.1, "top_logprobs": tokens}
+    body["choices"][0]["logprobs"] = {"content": [entry]}
+    return body
+
+
+def preferring(body, seen=None):
+    """The reply of a judge that goes by `chance`."""
+    user = question(body)
+    first, second = (chance(between(user, f"answer_{name}")) for name in "mM")
+    shares = {name: math.log(own / (first + second)) for name, own in zip("mM", (first, second))}
+    return reply("m", The=-9.0, **shares)
+
+
+def expected(ours, theirs):
+    """The preference that this judge comes to, in whatever order it sees the two."""
+    return 2 - chance(theirs) / (chance(ours) + chance(theirs))
+
+
+def work_of(folder, url, **changes):
+    values = {"responses": folder / "janus.json", "against": folder / "gpt4.json"}
+    values |= {"out": folder / "out", "judge": "stub", "base_url": url, "workers": 4} | changes
+    parts = (Options, Sampling, Connection)
+    names = [{field.name for field in fields(part)} for part in parts]
+    own = [{k: values[k] for k in mine & values.keys()} for mine in names]
+    return Work(*(part(**given) for part, given in zip(parts, own)), "alpaca-eval")
+
+
+def judged(folder, server, **changes):
+    return alpaca_eval.evaluate(work_of(folder, server.url, **changes), silent)
+
+
+@pytest.fixture
+def evaluated(monkeypatch, capsys, tmp_path):
+    """evaluate.py in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return Program(evaluate.main, monkeypatch, capsys)
+
+
+# A judge that is asked
+
+
+def test_the_judge_is_asked_for_one_token_and_its_rivals_and_equal_outputs_are_not_judged(tmp_path):
+    asked = write_case(tmp_path, 6, same=(2,))
+    with ChatServer(preferring) as server:
+        result = judged(tmp_path, server)
+    assert len(server.requests) == 5
+    for seen in server.requests:
+        body = seen.body
+        assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 5)
+        assert (body["temperature"], body["top_p"]) == (1.0, 1.0)
+        instruction = between(question(body), "instruction")
+        shown = [between(question(body), f"answer_{name}") for name in "mM"]
+        ours_first = shown[0].startswith("Answer")
+        assert ours_first == is_switched(instruction) and instruction in asked
+    preferences = [
+        1.5 if n == 2 else expected(f"Answer {n}.", f"Thing {n} is known.") for n in range(6)
+    ]
+    assert result["win_rate"] == pytest.approx(100 * (sum(preferences) / 6 - 1), rel=1e-12)
+    assert result["counts"] == {
+        "ok": 6, "failed": 0, "unanswered": 0, "missing": 0, "same": 1, "cut": 0, "empty": 0
+    }  # fmt: skip
+    assert (result["model"], result["opponent"], result["judge"]) == ("janus", "gpt4", "stub")
+    assert result["length"] == (5 * len("Answer 0.") + len("Thing 2 is known.")) // 6
+    assert result["length_controlled"] is None and result["answered_by"] == ["stub-1"]
+    assert {is_switched(text) for text in asked} == {True, False}
+
+
+def test_what_is_written_is_upstreams_format_and_gives_the_same_again(tmp_path):
+    asked = write_case(tmp_path, 6, same=(2,))
+    with ChatServer(preferring) as server:
+        result = judged(tmp_path, server)
+    path = tmp_path / "out" / "annotations.json"
+    records = json.loads(path.read_text())
+    assert [record["instruction"] for record in records] == asked
+    for n, record in enumerate(records):
+        assert record["generator_1"] == "gpt4" and record["output_1"] == f"Thing {n} is known."
+        assert record["generator_2"] == "janus" and record["annotator"] == "stub"
+        assert record["dataset"] == "made up"
+        tokens = record["raw_completion"] and record["raw_completion"]["logprobs"]["content"]
+        assert (tokens is None) == (n == 2)
+        assert record["preference"] == (
+            1.5 if n == 2 else pytest.approx(expected(record["output_2"], record["output_1"]))
+        )
+    recorded = alpaca_eval.rescore(Options(annotations=path))
+    for key in ("win_rate", "standard_error", "discrete", "wins", "losses", "draws", "length"):
+        assert recorded[key] == result[key], key
+    assert recorded["bench"]["hash"] == result["bench"]["hash"]
+    (tmp_path / "out" / "result.json").write_text(
+        json.dumps(result | {"win_rate": 7, "counts": result["counts"] | {"ok": 0}})
+    )
+    assert alpaca_eval.rescore(Options(rescore=(tmp_path / "out",))) == result
+
+
+def test_upstreams_prompt_file_is_filled_letter_by_letter(tmp_path):
+    write_case(tmp_path, 4)
+    prompt = tmp_path / "alpaca_eval_clf.txt"
+    prompt.write_text(UPSTREAM)
+    with ChatServer(lambda body, seen: reply("m", m=-0.1)) as server:
+        result = judged(tmp_path, server, judge_prompt=prompt)
+    for seen in server.requests:
+        system, user = seen.body["messages"]
+        assert system == {"role": "system", "content": "You choose."}
+        n = int(user["content"].split("thing ")[1][0])
+        texts = [f"Thing {n} is known.", f"Answer {n}."]
+        first, second = texts[:: -1 if is_switched(f"What is thing {n}?") else 1]
+        assert user["content"] == (
+            f'"q": What is thing {n}?, {{ "m": {first} }}, {{ "M": {second} }}'
+        )
+    # A judge that always says m prefers our output just where it was shown first.
+    assert result["wins"] == sum(map(is_switched, instructions(4)))
+    assert result["wins"] + result["losses"] == 4
+
+
+def test_replies_without_a_preference_are_left_out_and_counted(tmp_path):
+    write_case(tmp_path, 12)
+
+    def answer(body, seen):
+        thing = between(question(body), "instruction")
+        return reply("The", The=-0.1) if thing.endswith(" 3?") else preferring(body)
+
+    with ChatServer(answer) as server:
+        result = judged(tmp_path, server)
+    assert (result["counts"]["ok"], result["counts"]["failed"]) == (11, 1)
+    [failed] = [r for _, r in read_jsonl(tmp_path / "out" / "judgments.failed.jsonl")]
+    assert failed["id"] == "3" and failed["reply"]["logprobs"]
+    assert failed["reason"].startswith("after 1 attempts: neither 'm' nor 'M' is likely")
+    records = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    assert len(records) == 11  # as upstream
+    # With the bench, the rows after the gap keep their numbers, so difficulties stay right.
+    whole = alpaca_eval.rescore(
+        Options(annotations=tmp_path / "out" / "annotations.json", bench=tmp_path / "gpt4.json")
+    )
+    assert whole["counts"]["missing"] == 1 and whole["bench"]["hash"] == result["bench"]["hash"]
+
+
+def test_a_server_without_log_probabilities_ends_the_run(evaluated, tmp_path):
+    write_case(tmp_path, 40)
+    with ChatServer(lambda body, seen: "m") as server:
+        line = evaluated.fails(*flags(server.url, "--workers", 2))
+        assert "the reply has no log-probabilities; the server must know 'logprobs'" in line
+        assert "nothing came of 10 questions" in line and len(server.requests) < 40
+
+
+# Faults and kills
+
+
+def child(folder, url, life):
+    """An evaluation in a process of its own that does not wait long after a fault."""
+    os.environ["OPENAI_API_KEY"] = f"life {life}"
+    client_module.wait_before = lambda attempt, asked: 0.02
+    alpaca_eval.evaluate(work_of(folder, url, workers=8), silent)
+
+
+def test_killed_again_and_again_under_faults_it_ends_with_the_same_files(tmp_path, rough):
+    for name in ("calm", "killed"):
+        (tmp_path / name).mkdir()
+        write_case(tmp_path / name, 200, same=(5,))
+    with ChatServer(preferring) as server:
+        judged(tmp_path / "calm", server)
+        calm = bodies(server)
+    lives = Lives(preferring)
+    with ChatServer(lives.answer, faults=0.2, script=lives) as server:
+        codes = [lives.live(n, child, tmp_path / "killed", server.url) for n in range(LIVES)]
+        assert codes[-1] == 0 and all(code != 0 for code in codes[:-1])
+        assert bodies(server).keys() == calm.keys()
+    for name in ("result.json", "annotations.json", "questions.jsonl", "judgments.jsonl"):
+        first, second = (tmp_path / own / "out" / name for own in ("calm", "killed"))
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+# Judgments that there are
+
+
+def annotation(n, preference=1.2, **more):
+    return {
+        "instruction": f"What is thing {n}?", "output_1": "x" * 30, "generator_1": "gpt4",
+        "output_2": "y" * (10 + n), "generator_2": "janus", "preference": preference,
+        "annotator": "gpt-4", "dataset": "made up",
+    } | more  # fmt: skip
+
+
+def write_annotations(folder, records):
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_recorded_judgments_with_texts_for_numbers_failed_ones_and_one_twice(tmp_path):
+    """y of 2, 1.5, "1.25": 1, 0.5, 0.25; the second judgment of thing 0 does not count."""
+    records = [annotation(0, 2), annotation(1, 0), annotation(2, "1.25"), annotation(3, None)]
+    records += [annotation(0, 1), annotation(4, 2.5)]
+    result = alpaca_eval.rescore(Options(annotations=write_annotations(tmp_path, records)))
+    assert result["win_rate"] == pytest.approx(175 / 3)
+    assert (result["wins"], result["draws"], result["losses"]) == (1, 1, 1)
+    counts = result["counts"]
+    assert (counts["ok"], counts["failed"], counts["twice"]) == (3, 2, 1)
+    assert (result["model"], result["opponent"], result["judge"]) == ("janus", "gpt4", "gpt-4")
+    assert result["length"] == 12  # of all five
+
+
+def test_length_is_counted_in_characters_as_people_see_code_points(tmp_path):
+    records = [annotation(0, output_2="日本🙂"), annotation(1, output_2="e\u0301")]
+    assert alpaca_eval.rescore(Options(annotations=write_annotations(tmp_path, records)))[
+        "length"
+    ] == 2  # fmt: skip
+
+
+def test_a_name_picks_one_of_several_models_or_renames_the_only_one(tmp_path):
+    records = [annotation(0, 2), annotation(0, 1, generator_2="rival")]
+    path = write_annotations(tmp_path, records)
+    assert alpaca_eval.rescore(Options(annotations=path, name="rival"))["wins"] == 0
+    path = write_annotations(tmp_path, records[:1])
+    assert alpaca_eval.rescore(Options(annotations=path, name="new"))["model"] == "new"
+
+
+def test_scoring_needs_no_network_and_leaves_the_result_where_it_is_told(evaluated, tmp_path):
+    path = write_annotations(tmp_path, [annotation(n) for n in range(3)])
+    for flag in ("--annotations", "--rescore"):
+        out = evaluated("alpaca-eval", flag, path, "--out", flag.strip("-"), "--base-url", NOBODY)
+        assert "janus" in out and "20.0" in out
+        result = json.loads((tmp_path / flag.strip("-") / "result.json").read_text())
+        assert result["win_rate"] == pytest.approx(20)
+
+
+# What users do wrong
+
+
+def flags(url, *more):
+    files = ("--responses", "janus.json", "--against", "gpt4.json")
+    return ("alpaca-eval", *files, "--judge", "stub", "--out", "out", "--base-url", url, *more)
+
+
+def no_generator(folder):
+    (folder / "janus.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
+
+
+def unknown(folder):
+    write_outputs(folder / "janus.json", "janus", {"What is new?": "It is."})
+
+
+def few(folder):
+    write_outputs(folder / "janus.json", "janus", {"What is thing 0?": "It is."})
+
+
+def twice(folder):
+    records = json.loads((folder / "janus.json").read_text())
+    (folder / "janus.json").write_text(json.dumps([*records, records[0]]))
+
+
+def two_models(folder):
+    records = json.loads((folder / "janus.json").read_text())
+    records[1]["generator"] = "rival"
+    (folder / "janus.json").write_text(json.dumps(records))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "line"),
+    [
+        (no_generator, (), "janus.json, entry 0: keys"),
+        (unknown, (), "janus.json: 1 instructions are not in gpt4.json, such as 'What is new?'"),
+        (few, (), "janus.json: no outputs to 5 of 6 instructions of gpt4.json; --allow-missing "
+         "compares the others"),
+        (twice, (), "janus.json, entry 6: 'What is thing 0?' has an output already"),
+        (two_models, (), "janus.json is of 2 models: 'janus', 'rival'; needed is one"),
+        (None, ("--name", "gpt4"), "both models have one name; give --name and --against-name"),
+        (None, ("--weights", "w.csv"), "--weights needs --difficulty"),
+        (None, ("--difficulty", "d.csv"), "--difficulty needs --weights or --df-gamed"),
+        (None, ("--weights", "w.csv", "--df-gamed", "g.csv"), "--weights are published ones, "
+         "--df-gamed makes new ones: give one"),
+        (None, ("--difficulty-by", "luck"), "--difficulty-by is luck, must be questions or rows"),
+        (None, ("--annotations", "a", "--rescore", "b"), "--annotations and --rescore do not go"),
+    ],
+)  # fmt: skip
+def test_mistakes_end_in_one_line(evaluated, tmp_path, spoil, more, line):
+    write_case(tmp_path)
+    if spoil:
+        spoil(tmp_path)
+    found = evaluated.fails(*flags(NOBODY, *more))
+    assert line in found and found.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("records", "more", "line"),
+    [
+        ([], (), "annotations.json has no judgment"),
+        ([{"question_id": 1, "games": []}], (), "annotations.json, entry 0: keys ['instruction', "
+         "'output_1', 'generator_1', 'output_2', 'generator_2', 'preference'] are needed, found "
+         "['games', 'question_id']"),
+        ([annotation(0, output_1=3)], (), "entry 0: 'output_1'"),
+        ([annotation(0), annotation(1, generator_2="rival")], (),
+         "is of 2 models: 'janus', 'rival'; needed is one"),
+        ([annotation(0), annotation(1, generator_1="rival")], (),
+         "is of 2 models: 'gpt4', 'rival'; needed is one"),
+        ([annotation(0), annotation(9)], ("--bench", "gpt4.json"),
+         "'What is thing 9?' is not in gpt4.json"),
+    ],
+)  # fmt: skip
+def test_files_of_judgments_that_are_none(evaluated, tmp_path, records, more, line):
+    write_case(tmp_path)
+    path = write_annotations(tmp_path, records)
+    assert line in evaluated.fails("alpaca-eval", "--annotations", path, *more)
+
+
+def test_items_without_an_output_are_left_out_if_told_so_and_a_dry_run_asks_nobody(
+    evaluated, tmp_path
+):
+    write_case(tmp_path)
+    few(tmp_path)
+    out = evaluated(*flags(NOBODY, "--allow-missing", "--dry-run"))
+    assert out.startswith("1 calls, about ") and not (tmp_path / "out").exists()
+    with ChatServer(preferring) as server:
+        result = judged(tmp_path, server, allow_missing=True)
+    assert result["counts"]["missing"] == 5 and result["counts"]["ok"] == 1
+    assert judging.stored_head(tmp_path / "out", "alpaca-eval")[0]["opponent"] == "gpt4"

@@ -1,0 +1,42 @@
+"""Published results from recorded outputs of real judges, where these lie beside the clone."""
+
+import pytest
+
+from janus_min.length_control import refit, win_rate
+from tests.bench.alpaca_eval import (
+    MODELS,
+    STALE,
+    Published,
+    columns,
+    from_weights,
+    judged_rows,
+    read_published,
+    strength_behind,
+    wanted,
+)
+from tests.recorded import recorded
+
+
+@pytest.fixture(scope="module")
+def published() -> Published:
+    return read_published(recorded("alpaca_eval"))
+
+
+def test_published_weights_give_the_published_length_controlled_win_rates(published):
+    off = from_weights(published, recorded("alpaca_eval"))
+    assert len(off) == 199
+    wrong = {name for name, (rate, error, _) in off.items() if max(rate, error) > 1e-6}
+    assert wrong == set(STALE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_fit_to_the_judgments_gives_the_published_length_controlled_win_rate(published, name):
+    """The gamed rows are not the published ones: hence the tolerances."""
+    y, lengths = judged_rows(recorded("alpaca_eval", name, "annotations.json"))
+    d, weights = published.difficulty, published.weights[name]
+    found = refit(y, lengths, d, published.gamed)
+    assert win_rate(found.weights, d)[0] == pytest.approx(wanted(published, name), abs=0.15)
+    C = strength_behind(weights, *columns(y, lengths, d, published.gamed))
+    at_C = refit(y, lengths, d, published.gamed, C)
+    assert win_rate(at_C.weights, d)[0] == pytest.approx(wanted(published, name), abs=0.02)
+    assert at_C.weights == pytest.approx(weights, abs=0.001)
