@@ -1,0 +1,296 @@
+"""Arena-Hard-Auto v0.1 (arXiv 2406.11939): a judge compares a model's answers with a baseline's, in
+both orders. What its labels are worth is in `battles.py`, upstream's files are in `arena_files.py`.
+
+    Note: labels are read as upstream reads them: all [[…]] of A, B, <, = and >, wherever they
+    stand. A reply without any is followed by a message that asks to go on, and both replies are
+    read as one. Different labels are no verdict, which is final: our prompt names all five, so
+    that who repeats it says nothing. A label that is none of the five has no weight. One that is
+    only quoted counts, as it does upstream. Upstream also reads a reply that was
+    cut off; here another one is asked for in its place.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from janus_min import judging, pipeline
+from janus_min.answers import read_answers, read_questions
+from janus_min.arena_files import (
+    BATTLES,
+    JUDGMENTS,
+    Recorded,
+    read_recorded,
+    write_battles,
+    write_judgments,
+)
+from janus_min.battles import (
+    OUTCOMES,
+    Battle,
+    Game,
+    battles_of,
+    label_counts,
+    label_in,
+    labels_in,
+    scores,
+    verdict_counts,
+)
+from janus_min.bench import about_bench, read_records
+from janus_min.errors import UserError, require
+from janus_min.formats import read_jsonl
+from janus_min.judge_prompts import ARENA_HARD_AGAIN
+from janus_min.judging import QUESTIONS, Work, write_whole
+from janus_min.kinds import RESULT
+
+KIND = "arena-hard"
+BASELINE = "gpt-4-0314"  # of the published judgments
+
+
+@dataclass(frozen=True)
+class Sampling(pipeline.Sampling):
+    """What is asked of the judge beside the messages."""
+
+    temperature: float = 0.0  # of sampling
+    top_p: float = 1.0  # of sampling
+
+
+@dataclass(frozen=True)
+class Options(judging.Judged):
+    """What is compared, by whom, and where the judgments are kept."""
+
+    bench: Path | None = None  # questions, as Arena-Hard's question.jsonl
+    responses: Path | None = None  # answers of the model, as Arena-Hard has them
+    against: Path | None = None  # answers of the baseline, as Arena-Hard has them
+    against_name: str | None = None  # of the baseline, for tables; the file's name unless given
+    attempts: int = 2  # replies that a judge may need until they have a label
+    max_tokens: int = 4096  # of a reply
+    rounds: int = 1000  # of resampling battles, for the interval
+    seed: int = 42  # of resampling
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.rounds <= 100_000, self, "rounds", "1 to 100000")
+        require(self.seed >= 0, self, "seed", "0 or more")
+
+    def opponent(self) -> str:
+        """What the baseline is called."""
+        return self.against_name or judging.file_model(self.against)
+
+
+# Results
+
+
+def measured(model: str, battles: list[Battle], options: Options) -> dict:
+    """What a result says about a model's battles, which may stand among those of others."""
+    score, interval = scores(battles, options.rounds, options.seed).get(model, (None, None))
+    outcomes = [battle.outcome for battle in battles if battle.model == model]
+    return {
+        "score": score,
+        "interval": interval,
+        "weights": {outcome: outcomes.count(outcome) for outcome in OUTCOMES},
+        "bootstrap": {"rounds": options.rounds, "seed": options.seed},
+    }
+
+
+def mean_length(lengths: Iterable[int | None]) -> float | None:
+    """The mean of the lengths that are known; None if none is."""
+    known = [length for length in lengths if length is not None]
+    return sum(known) / len(known) if known else None
+
+
+# A judge that is asked
+
+
+def read_duels(work: Work) -> tuple[list[dict], list[dict], dict]:
+    """The questions of the bench; two games, as they are asked, for each one that both models
+    answered; and counts.
+    """
+    options = work.options
+    options.require_flags("bench", "responses", "against")
+    if options.model_name() == options.opponent():
+        raise UserError("both models have one name; give --name and --against-name")
+    items = read_items(options.bench)
+    ours, theirs = (
+        answered(items, path, options.allow_missing, options.limit)
+        for path in (options.responses, options.against)
+    )
+    taken = items[: options.limit]
+    both = [item for item in taken if item["id"] in ours and item["id"] in theirs]
+    if not both:
+        raise UserError(f"{options.responses} and {options.against} have no question in common")
+    template, games = work.template(), []
+    for item in both:
+        key, [question] = item["id"], item["turns"]
+        for number, (first, second) in enumerate(((theirs, ours), (ours, theirs))):
+            slots = dict.fromkeys(("question", "question_1"), question)
+            slots |= {"answer_1": first[key]["text"], "answer_2": second[key]["text"]}
+            system, user = template.filled(**slots)
+            about = {"id": key, "source": item["source"], "game": number}
+            prompts = {"system_prompt": system, "user_prompt": user}
+            games.append(about | prompts | {"length": ours[key]["length"]})
+    pairs = [(ours[item["id"]], theirs[item["id"]]) for item in both]
+    counts = {
+        "missing": len(taken) - len(both),
+        "marked": sum(any(labels_in(own["text"]) for own in pair) for pair in pairs),
+        "cut": sum(any(own["stop"] == "length" for own in pair) for pair in pairs),
+        "empty": sum(not all(own["text"].strip() for own in pair) for pair in pairs),
+    }
+    return items, games, counts
+
+
+def read_items(path: Path) -> list[dict]:
+    """The questions of a bench: what `answers.read_questions` finds, without the whole records."""
+    found = read_questions(path, KIND)
+    return [{key: item[key] for key in ("id", "source", "turns")} for item in found]
+
+
+def answered(
+    items: list[dict], path: Path, allow_missing: bool, limit: int | None
+) -> dict[str, dict]:
+    """Answers to the first `limit` items by their ids: "text", "stop" (None: not known) and
+    "length" (tokens, as the file says; None: it does not).
+
+    Raises UserError for answers to unknown questions, for missing ones unless they are allowed,
+    and if all are missing.
+    """
+    answers, known = read_answers(path), {item["id"]: item for item in items}
+    if unknown := [key for key in answers if key not in known]:
+        raise UserError(
+            f"{path}: answers to {len(unknown):,} questions that the bench does not have, such as "
+            f"{unknown[0]!r}; its ids are such as {items[0]['id']!r}"
+        )
+    items = items[:limit]
+    missing = [item["id"] for item in items if item["id"] not in answers]
+    if len(missing) == len(items) or (missing and not allow_missing):
+        advice = "" if len(missing) == len(items) else "; --allow-missing evaluates the others"
+        raise UserError(
+            f"{path}: no answer to {len(missing):,} of {len(items):,} questions, such as "
+            f"{missing[0]!r}{advice}"
+        )
+    lengths, found = token_lengths(path), {}
+    for key in (item["id"] for item in items if item["id"] in answers):
+        turns, stop = answers[key]["turns"], answers[key]["stop"]
+        if len(turns) != 1:
+            raise UserError(f"{path}: the answer to {key!r} has {len(turns)} turns, needed is one")
+        found[key] = {"text": turns[0], "stop": stop[0] if stop else None, "length": lengths[key]}
+    return found
+
+
+def token_lengths(path: Path) -> dict[str, int | None]:
+    """The token_len of the first turn of each answer, by question_id; None where there is none."""
+    found = {}
+    for _, _, record in read_records(path):
+        [turn, *_] = record["choices"][0]["turns"] or [None]
+        places = turn, record.get("conv_metadata")  # the latter in newer files
+        lengths = [place.get("token_len") for place in places if isinstance(place, dict)]
+        known = [length for length in lengths if type(length) is int and length >= 0]
+        found[str(record["question_id"])] = known[0] if known else None
+    return found
+
+
+def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
+    """Has all games judged. Returns the result, which is in FOLDER/result.json, too; after a dry
+    run there is none.
+    """
+    options = work.options
+    items, games, counts = read_duels(work)
+
+    def messages(task: dict) -> tuple[str, str]:
+        """The prompt of a game."""
+        return task["system_prompt"], task["user_prompt"]
+
+    stage = judging.judge_stage(lambda game: [game], messages, label_in, options)
+    stage = stage._replace(again=ARENA_HARD_AGAIN, joined=True)
+    if options.dry_run:
+        judging.estimate(work, games, stage, say)
+        return None
+    options.require_flags("out", "judge")
+    head = judging.about(work, items, opponent=options.opponent())
+    head = judging.ask_judge(work, head, games, stage, say)
+    return score_folder(options.out, head, counts, options)
+
+
+def score_folder(folder: Path, head: dict, counts: dict, options: Options) -> dict:
+    """Scores what a folder holds. Writes its result, and upstream's files."""
+    records = {(r["id"], r["game"]): r for r in judging.stored_judgments(folder, label_in)}
+    games, lengths = [], {}
+    for _, question in read_jsonl(folder / f"{QUESTIONS}.jsonl"):
+        key, number = question["id"], question["game"]
+        text = records[key, number].get("reply", "")
+        game = Game(key, number, labels_in(text))
+        games.append((game, question["user_prompt"], text))
+        lengths[key] = question["length"]
+    played = [game for game, _, _ in games]
+    unanswered = sum("unanswered" in record for record in records.values())
+    found = verdict_counts(played) | {"unanswered": unanswered}
+    battles = list(battles_of(head["model"], played))
+    result = (
+        head
+        | {"counts": found | counts | found}
+        | measured(head["model"], battles, options)
+        | {"labels": label_counts(played), "length": mean_length(lengths.values())}
+    )
+    write_judgments(folder / JUDGMENTS, head["model"], head["judge"], games)
+    write_battles(folder / BATTLES, head["opponent"], battles)
+    write_whole(folder / RESULT, result)
+    return result
+
+
+# Judgments that there are already
+
+
+def rescore(options: Options) -> dict:
+    """The result of stored judgments: of one folder of `evaluate`, whose replies are read once
+    more, or of a file of upstream's, judgments or battles. Nobody is asked anything.
+    """
+    [path, *others] = options.rescore
+    if others:
+        raise UserError("--rescore: one folder or file at a time")
+    out = judging.other_folder(options.out, path)
+    if path.is_dir():
+        names = {"model": options.name, "opponent": options.against_name, "judge": options.judge}
+        head, counts = judging.stored_head(path, KIND, **names)
+        return judging.keep(score_folder(path, head, counts, options), out)
+    return judging.keep(score_file(path, options), out)
+
+
+def score_file(path: Path, options: Options) -> dict:
+    """The result of one model in a file of upstream's: the one that --name picks, if there are
+    several. With --bench, its questions without a judgment are missing; else nobody knows them.
+    """
+    recorded = read_recorded(path)
+    model = model_in(recorded, path, options.name)
+    own, games = recorded.ids[model], recorded.games.get(model, [])
+    items, missing = [{"id": key} for key in sorted(own)], 0
+    if options.bench:
+        items = read_items(options.bench)
+        known = {item["id"] for item in items}
+        if unknown := [key for key in own if key not in known]:
+            raise UserError(
+                f"{path}: judgments of {len(unknown):,} questions that {options.bench} does not "
+                f"have, such as {unknown[0]!r}"
+            )
+        missing = len(items) - len(own)
+    battles = sum(battle.model == model for battle in recorded.battles)
+    counts = verdict_counts(games) if games else {"ok": battles, "failed": 0}
+    counts |= {"unanswered": 0, "missing": missing}
+    counts |= {"twice": recorded.twice[model], "differ": recorded.differ[model]} if games else {}
+    return {
+        "kind": KIND,
+        "model": options.name or model,
+        "opponent": options.against_name or recorded.opponent or BASELINE,
+        "judge": options.judge or recorded.judge or "unknown",
+        "bench": about_bench(items, options.bench or path),
+        "settings": {"recorded": True},
+        "counts": counts,
+        **measured(model, recorded.battles, options),
+        "labels": label_counts(games) if games else {},
+        "length": None,
+    }
+
+
+def model_in(recorded: Recorded, path: Path, name: str | None) -> str:
+    """The only model of a file, or the one with this name. Raises UserError if that tells none."""
+    models = list(recorded.ids)
+    if len(models) == 1 or name in models:
+        return name if name in models else models[0]
+    raise UserError(f"{path} has judgments of {', '.join(models)}; --name says which one to score")
