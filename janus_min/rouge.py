@@ -6,7 +6,9 @@ responses to one instruction, differ.
     numbers are those of the package `rouge-score`.
 """
 
+import math
 import re
+from collections.abc import Iterable
 from itertools import combinations
 
 WORD = re.compile(r"[^\W_]+")
@@ -34,6 +36,17 @@ def mean_and_max_pairwise(texts: list[str]) -> tuple[float, float]:
     lists = [words(text) for text in texts]
     scores = [_f_measure(*pair) for pair in combinations(lists, 2)]
     return sum(scores) / len(scores), max(scores)
+
+
+def within_groups(groups: Iterable[list[str]]) -> tuple[float, float] | None:
+    """Means over groups of two or more texts of the average and of the maximum of ROUGE-L in each;
+    None without a group.
+    """
+    scores = [mean_and_max_pairwise(group) for group in groups]
+    if not scores:
+        return None
+    averages, maxima = (math.fsum(column) / len(scores) for column in zip(*scores))
+    return averages, maxima
 
 
 def lcs_length(first: list[str], second: list[str]) -> int:

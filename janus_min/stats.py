@@ -22,7 +22,7 @@ import numpy as np
 
 from janus_min.errors import UserError
 from janus_min.formats import read_jsonl, text_field
-from janus_min.rouge import mean_and_max_pairwise, rouge_l, words
+from janus_min.rouge import rouge_l, within_groups, words
 
 COLUMNS = ("main_source", "preference_set", "system", "prompt", "output")
 NAMES = ("dimension", "subdimension", "preference", "description")  # of one preference
@@ -203,8 +203,7 @@ def _report(tally: _Tally, pairs: int) -> dict:
     by_count = sorted(tally.subdimensions.items(), key=lambda item: -item[1].total())
     with_rows = Counter(str(n) if n < 4 else "more" for n in tally.prompts.values())
     groups = [group for group in tally.responses.groups() if len(group) > 1]
-    scores = np.array([mean_and_max_pairwise(group) for group in groups])  # (instructions, 2)
-    mean, largest = scores.mean(0).tolist() if groups else (None, None)
+    mean, largest = within_groups(groups) or (None, None)
     return {
         "rows": tally.rows,
         "plain_texts": tally.plain_texts,

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from janus_min.rouge import lcs_length, mean_and_max_pairwise, rouge_l, words
+from janus_min.rouge import lcs_length, mean_and_max_pairwise, rouge_l, within_groups, words
 
 
 def table_lcs(first, second):
@@ -69,3 +69,10 @@ def test_mean_and_max_over_all_pairs():
     assert mean_and_max_pairwise(["a b", "a b"]) == (1.0, 1.0)
     with pytest.raises(AssertionError, match="pairs need two texts, found 1"):
         mean_and_max_pairwise(["a"])
+
+
+def test_means_over_groups():
+    """Averages 1/6 and 1, maxima 1/2 and 1: each group counts once, whatever its size."""
+    groups = [["a b", "a c", "d"], ["a b", "a b"]]
+    assert within_groups(groups) == (pytest.approx(7 / 12), 0.75)
+    assert within_groups([]) is None
