@@ -10,13 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
+from janus_min.comparison import about, by_kind, differences, labels
 from janus_min.errors import UserError
-from janus_min.kinds import KINDS, grade, outcomes, percent, shown, sources
-from janus_min.report import about, by_kind, differences, labels
+from janus_min.kinds import KINDS
+from janus_min.multifaceted import outcomes
+from janus_min.tables import NO_SCORE, percent, shown
 
 BEST, WORST = 1.0, 0.5  # of the map of colours: light enough for black letters
 NARROWEST = 6  # percent of a bar that have room for their number
 NAME, LINE = 44, 90  # characters in a line of a name, and of a title
+BEYOND = 0.0125  # of an axis, from its end to the numbers
 WIDTH, AROUND = 10, 2.1  # inches: of the picture, and above and below the bars of a panel
 
 
@@ -37,7 +40,8 @@ def draw(results: list[dict], path: Path) -> None:
     panels = figure.subfigures(len(groups), squeeze=False, height_ratios=heights)[:, 0]
     for panel, group in zip(panels, groups):
         axes = panel.subplots()
-        PANELS[group[0]["kind"]](axes, group, colours)
+        panel_of = _bars if KINDS[group[0]["kind"]].bars else _outcomes
+        panel_of(axes, group, colours)
         panel.suptitle(_title(group), x=0.01, ha="left", fontsize="medium")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -46,8 +50,8 @@ def draw(results: list[dict], path: Path) -> None:
 
 def _height(results: list[dict]) -> float:
     """Inches for the bars of a panel: flat ones under their heads, or high ones alone."""
-    if PANELS[results[0]["kind"]] is _grades:
-        return 0.34 * (len(sources(results)) + 1) * (len(results) + 1)
+    if bars := KINDS[results[0]["kind"]].bars:
+        return 0.34 * len(bars(results)) * (len(results) + 1)
     return 0.6 * len(results)
 
 
@@ -73,29 +77,27 @@ def _interval(axes: object, bounds: list[float] | None, height: float) -> None:
         axes.plot(bounds, [height, height], **style)
 
 
-def _grades(axes: object, results: list[dict], colours: object) -> None:
-    """Bars of the models under each source, and under the average."""
+def _bars(axes: object, results: list[dict], colours: object) -> None:
+    """Bars of the models under each head."""
+    kind = KINDS[results[0]["kind"]]
+    label, low, high = kind.axis
     shades, names = colours(np.linspace(BEST, WORST, len(results))), _names(results)
-    groups = [(s, [r["by_source"].get(s) for r in results]) for s in sources(results)]
     ticks: list[str] = []
     heads = []
-    for source, scores in [*groups, ("average", results)]:
+    for head, bars in kind.bars(results):
         heads.append(len(ticks))
-        ticks.append(_plain(shown(source)))
-        for name, score, shade in zip(names, scores, shades):
+        ticks.append(_plain(shown(head)))
+        for name, bar, shade in zip(names, bars, shades):
             row = len(ticks)
             ticks.append(name)
-            known = score is not None and score["score"] is not None
-            text = grade(score) if known else "no score"
-            axes.text(5.05, row, text, va="center")
-            if known:
-                axes.barh(row, score["score"] - 1, left=1, color=shade, edgecolor="black")
-                _interval(axes, score["interval"], row)
+            axes.text(high + BEYOND * (high - low), row, bar.text, va="center")
+            if bar.value is not None:
+                axes.barh(row, bar.value - low, left=low, color=shade, edgecolor="black")
+                _interval(axes, bar.interval, row)
     axes.set_yticks(range(len(ticks)), ticks)
     for row in heads:
         axes.get_yticklabels()[row].set_fontweight("bold")
-    axes.set(xlim=(1, 5), ylim=(len(ticks) - 0.4, -0.6))
-    axes.set_xlabel("mean grade, with the 95 % interval over items")
+    axes.set(xlim=(low, high), ylim=(len(ticks) - 0.4, -0.6), xlabel=label)
 
 
 def _outcomes(axes: object, results: list[dict], colours: object) -> None:
@@ -114,14 +116,11 @@ def _outcomes(axes: object, results: list[dict], colours: object) -> None:
         ends += shares
     for row, result in enumerate(results):
         win, bounds = result["tie_win"], result["interval"]
-        text = "no score" if win is None else f"tie+win {percent(win)}"
-        axes.text(101, row, text, va="center")
+        text = NO_SCORE if win is None else f"tie+win {percent(win)}"
+        axes.text(100 * (1 + BEYOND), row, text, va="center")
         # Below the numbers, which it would cross.
         _interval(axes, bounds and [100 * bound for bound in bounds], row + 0.28)
     axes.set_yticks(range(len(results)), _names(results))
-    axes.set(xlim=(0, 100), ylim=(len(results) - 0.4, -0.6))
-    axes.set_xlabel("%, with the 95 % interval of tie+win over items")
+    label, *limits = KINDS[results[0]["kind"]].axis
+    axes.set(xlim=limits, ylim=(len(results) - 0.4, -0.6), xlabel=label)
     axes.legend(loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=3.5, ncols=len(names))
-
-
-PANELS = {"rubric": _grades, "pairwise": _outcomes, "people": _outcomes}

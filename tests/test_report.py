@@ -7,92 +7,28 @@ import sys
 import numpy as np
 import pytest
 
-from janus_min.chart import PANELS, draw
+from janus_min.chart import draw
 from janus_min.errors import UserError
-from janus_min.kinds import KINDS, shown
+from janus_min.kinds import KINDS
 from janus_min.report import as_text, load
-
-BENCH = {"name": "bench.jsonl", "hash": "0123456789abcdef", "items": 921}
-COUNTS = {"ok": 11040, "failed": 12, "unanswered": 0, "missing": 0, "marked": 0}
-
-
-def score(mean, spread=0.01, half=0.04):
-    interval = None if mean is None else [mean - half, mean + half]
-    return {"score": mean, "spread": spread, "interval": interval}
-
-
-def rubric(model, mean, sources=None, counts=(), **more):
-    result = {
-        "kind": "rubric",
-        "model": model,
-        "judge": "gpt-4",
-        "bench": BENCH,
-        "settings": {"temperature": 1.0, "show_system": False},
-        "counts": COUNTS | dict(counts),
-        "runs": [mean] * 3,
-        "by_source": {name: score(own) for name, own in (sources or {}).items()},
-        "means": {},
-    }
-    return result | score(mean) | more
-
-
-def pairwise(model, opponent, win, tie, lose, **more):
-    result = {
-        "kind": "pairwise",
-        "model": model,
-        "opponent": opponent,
-        "judge": "gpt-4",
-        "bench": BENCH,
-        "settings": {"temperature": 1.0, "show_system": True},
-        "counts": {"ok": 900, "failed": 21, "unanswered": 0, "missing": 0, "marked": 0},
-        "rates": {"win": win, "tie": tie, "lose": lose},
-        "tie_win": win + tie,
-        "interval": [win + tie - 0.1, win + tie + 0.1],
-        "consistent": 0.9,
-        "first": 0.52,
-        "by_source": {},
-    }
-    return result | more
-
-
-NO_RATES = {"rates": None, "tie_win": None, "interval": None, "consistent": None, "first": None}
-
-
-def people(model, opponent, win, good, bad, lose, **more):
-    result = {
-        "kind": "people",
-        "model": model,
-        "opponent": opponent,
-        "judge": "people",
-        "bench": BENCH,
-        "settings": {"sheet": f"{model} {opponent}"},
-        "counts": {"ok": 1300, "failed": 0, "missing": 0},
-        "annotators": {"Ann": 650, "Bo": 650},
-        "rates": {"win": win, "both good": good, "both bad": bad, "lose": lose},
-        "tie_win": win + good,
-        "interval": [0.7, 0.8],
-        "agreement": {"observed": 0.625, "alpha": 0.4567, "items": 80},
-        "by_source": {},
-    }
-    return result | more
+from janus_min.tables import shown
+from tests.results import (
+    BENCH,
+    COUNTS,
+    EVERY,
+    NO_RATES,
+    arena_hard,
+    pairwise,
+    people,
+    rubric,
+    warnings,
+    write_and_load,
+)
 
 
 @pytest.fixture
 def loaded(tmp_path):
-    """Writes results into folders `0`, `1`, … of their own, and reads them back."""
-
-    def write(*results):
-        for number, result in enumerate(results):
-            (tmp_path / str(number)).mkdir(exist_ok=True)
-            text = json.dumps(result)
-            (tmp_path / str(number) / "result.json").write_text(text, encoding="utf-8")
-        return load([tmp_path / str(number) for number in range(len(results))])
-
-    return write
-
-
-def warnings(text):
-    return [line.split("warning: ")[1] for line in text.splitlines() if "warning: " in line]
+    return lambda *results: write_and_load(tmp_path, *results)
 
 
 # Tables
@@ -579,6 +515,19 @@ def test_choices_as_a_picture(loaded, drawn):
     assert names == [["win", "tie", "lose"], ["win", "both good", "both bad", "lose"]]
 
 
+def test_numbers_as_a_picture(loaded, drawn):
+    """One at the start of the axis has no bar to be seen, but its interval and its text."""
+    low = arena_hard("b", 0, interval=[0, 1.5])
+    none = arena_hard("c", 0) | {"score": None, "interval": None}
+    [axes] = drawn(loaded(arena_hard("a", 20), low, none))
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["score", "a", "b", "c"]
+    assert bars_of(axes) == [(1, 0, 20)] and axes.get_xlim() == (0, 100)
+    lines = [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines]
+    assert lines == [([18.5, 21.5], [1, 1]), ([0, 1.5], [2, 2])]
+    assert texts_of(axes) == ["20.0 %", "0.0 %", "no score"]
+    assert "opponent: gpt-4-0314" in axes.figure.get_suptitle().splitlines()
+
+
 def test_shades_differ_in_grey_and_bear_black_letters(loaded, drawn):
     """Lightness as ITU-R BT.601 weighs the colours; WCAG's contrast with black is 5 or more."""
     [grades] = drawn(loaded(*(rubric(name, 4, {}) for name in "abcde")))
@@ -621,8 +570,15 @@ def test_hostile_names_in_a_picture(tmp_path, loaded, drawn, name, start):
         assert picture.y0 <= box.y0 and box.y1 <= picture.y1, label
 
 
-def test_every_kind_has_a_picture():
-    assert PANELS.keys() == KINDS.keys()
+def test_every_kind_has_a_picture(loaded, drawn):
+    """Within its edges, and with a bar for each number."""
+    assert [result["kind"] for result in EVERY] == list(KINDS)
+    for axes, result in zip(drawn(loaded(*EVERY)), EVERY):
+        assert bars_of(axes), result["kind"]
+        picture = axes.get_figure(root=True).bbox
+        for label in (*axes.get_yticklabels(), *axes.texts, axes.xaxis.label):
+            box = label.get_window_extent()
+            assert picture.x0 <= box.x0 and box.x1 <= picture.x1, label
 
 
 def test_a_picture_without_matplotlib(tmp_path, monkeypatch, loaded):
@@ -678,7 +634,8 @@ WHOLE = rubric("a", 4, {"s": 4})
     ("result", "message"),
     [
         (WHOLE | {"kind": "chess"},
-         "kind 'chess' is unknown, known are ['rubric', 'pairwise', 'people']"),
+         "kind 'chess' is unknown, known are ['rubric', 'pairwise', 'people', 'alpaca-eval', "
+         "'mt-bench', 'arena-hard', 'toxicity', 'reward', 'responses']"),
         (WHOLE | {"kind": ["rubric"]}, "'kind' must be text, found ['rubric']"),
         (WHOLE | {"model": 3}, "'model' must be text, found 3"),
         (WHOLE | {"judge": 3}, "'judge' must be text or null, found 3"),
@@ -700,6 +657,9 @@ WHOLE = rubric("a", 4, {"s": 4})
         (WHOLE | {"runs": 3}, "'runs' must be a list, found 3"),
         (WHOLE | {"by_source": {"s": {"score": 1}}},
          "'by_source.s' has the keys ['score'], needed are ['score', 'spread', 'interval']"),
+        (WHOLE | {"answered_by": "j"}, "'answered_by' must be a list of texts, found 'j'"),
+        (WHOLE | {"answered_by": [3]}, "'answered_by' must be a list of texts, found [3]"),
+        (WHOLE | {"annotators": 3}, "'annotators' must be an object, found 3"),
         ({key: WHOLE[key] for key in WHOLE if key != "spread"},
          f"not a result: found are the keys {sorted(WHOLE.keys() - {'spread'})}, needed are "
          "['score', 'spread', 'interval', 'runs', 'by_source', 'means']"),
