@@ -1,8 +1,12 @@
 """Small real things that the tests share: tokenizers, checkpoints, rows."""
 
+import gc
 import os
 import shutil
 from pathlib import Path
+
+# On tensors this small a second thread only waits. Read by torch, here and in started programs.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -12,16 +16,44 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported, below
 
 import train
+from janus_min import client
 from janus_min.checkpoint import save_model
 from janus_min.config import ModelConfig
 from janus_min.model import Policy, RewardModel, initialise
 from janus_min.recipes import Recipe
 from janus_min.row import Example
 from janus_min.tokenizer import Tokenizer
+from tests import servers
 from tests.programs import Program
 from tests.runs import RECIPES, write_data, write_pairs
 
-torch.set_num_threads(1)  # on tensors this small a second thread only waits
+LONGEST = "main_job resume triton_attention triton_runs ahead_of_time memory train torchrun sharded"
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """All tests run in several processes at once; some of them in this one, which starts sooner.
+    Three are enough: the main job, which trains in two processes of its own, takes longest."""
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return min(os.cpu_count(), 3) if everything and not config.option.keyword else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: nobody waits for them in the end."""
+    order = {f"test_{name}.py": i for i, name in enumerate(LONGEST.split())}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """What is there before a file's tests is left out when Python searches for cycles: the
+    libraries alone have half a million objects, and reference.py has it search for each run."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """As Python ends it frees what libraries would otherwise call leaked."""
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +168,13 @@ def save_tiny(path: Path, tokenizer: Path, scale: float = 1.0) -> Path:
     policy.lm_head.weight.data.mul_(scale)
     save_model(policy, path, tokenizer, torch.float32)
     return path
+
+
+@pytest.fixture
+def rough(monkeypatch):
+    """Faults that take no time, and short waits."""
+    monkeypatch.setattr(client, "wait_before", lambda attempt, asked: 0.02)
+    monkeypatch.setattr(servers, "FAULTS", {kind: servers.FAULTS[kind] for kind in servers.PASSING})
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Several ranks on this machine: forked from this process, with the environment torchrun gives."""
 
 import os
+import random
 import signal
 import socket
 import sys
@@ -35,11 +36,8 @@ class Ended:
 def on_ranks(size: int, work: Callable[[], object], seconds: float = 120) -> list[Ended]:
     """Does `work` on `size` ranks and returns how each ended; those that hang are killed, which is
     a failure."""
-    with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        folder, port = Path(folder), _free_port()
         children = [_fork(rank, size, port, folder, work) for rank in range(size)]
         ends, waiting = {}, dict(enumerate(children))
         deadline = time.monotonic() + seconds
@@ -68,6 +66,18 @@ def program_on(*arguments: object) -> Callable[[], object]:
     """`train.py ARGUMENTS` as work for ranks."""
     words = [str(argument) for argument in arguments]
     return lambda: cli.run(lambda: run_rank(lambda: train.main(words)))
+
+
+def _free_port() -> int:
+    """A port that no server of another test gets before the ranks meet there: where the choice is
+    left to the system, it takes one above 32,768."""
+    while True:
+        with socket.socket() as free:
+            try:
+                free.bind(("", random.SystemRandom().randrange(20_000, 32_000)))
+            except OSError:
+                continue
+            return free.getsockname()[1]
 
 
 def _fork(rank: int, size: int, port: int, folder: Path, work: Callable[[], object]) -> int:

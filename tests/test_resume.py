@@ -18,6 +18,12 @@ from tests.runs import RECIPES, assert_same_run, metrics, write_data, write_pair
 
 
 @pytest.fixture
+def start(tmp_path, world):
+    """A smaller vocabulary than that of other tests: steps of milliseconds."""
+    return save_tiny(tmp_path / "start", world)
+
+
+@pytest.fixture
 def arguments(tmp_path, world):
     """The arguments of a short run of each objective, with held-out data."""
     save_tiny(tmp_path / "start", world)
@@ -121,7 +127,7 @@ def newest_state(out):
 def test_ctrl_c_sigterm_and_sudden_death_lose_nothing_that_was_saved(small, tmp_path):
     """Real processes: SIGINT and SIGTERM save the step in progress and leave with a line, SIGKILL
     does not. All are resumed, and the result is that of a run without any of it."""
-    command = [sys.executable, ROOT / "train.py", *map(str, small), "--epochs", "40"]
+    command = [sys.executable, ROOT / "train.py", *map(str, small), "--epochs", "60"]
     settings = dict(cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     for kill, status, resume in [
         (signal.SIGINT, 130, []),

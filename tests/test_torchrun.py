@@ -10,11 +10,18 @@ import time
 import pytest
 
 from janus_min.state import states
+from tests.conftest import save_tiny
 from tests.programs import ROOT, environment
 from tests.ranks import train_on
 from tests.runs import assert_same_run
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+@pytest.fixture
+def start(tmp_path, world):
+    """A smaller vocabulary than that of other tests: steps of milliseconds."""
+    return save_tiny(tmp_path / "start", world)
 
 
 @pytest.fixture
