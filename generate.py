@@ -216,7 +216,7 @@ def write_responses(
 
 
 def answer_benchmark(options: Options, sampling: Sampling, by_category: bool) -> None:
-    """Answers a benchmark's questions turn by turn, and writes its file of"""
+    """Answers a benchmark's questions turn by turn, and writes its file of answers."""
     questions = read_questions(options.input, options.benchmark)
     if options.system:
         unicode_text(options.system, "--system")
