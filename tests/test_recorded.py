@@ -10,6 +10,8 @@ from tests.bench.alpaca_eval import (
     columns,
     from_weights,
     judged_rows,
+    off_the_leaderboard,
+    off_the_preferences,
     read_published,
     strength_behind,
     wanted,
@@ -27,6 +29,18 @@ def test_published_weights_give_the_published_length_controlled_win_rates(publis
     assert len(off) == 199
     wrong = {name for name, (rate, error, _) in off.items() if max(rate, error) > 1e-6}
     assert wrong == set(STALE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_recorded_judgments_give_the_columns_of_the_leaderboard(published, name):
+    off = off_the_leaderboard(published, recorded("alpaca_eval"), name)
+    assert len(off) >= 9 and {column for column in off if off[column] > 1e-6} == set()
+
+
+def test_every_preference_follows_from_the_recorded_log_probabilities():
+    """They are kept with ten decimals. Three of 805 outputs were the baseline's own."""
+    count, off = off_the_preferences(recorded("alpaca_eval", "alpaca-7b", "annotations.json"))
+    assert count == 802 and off < 1e-9
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,4 +1,4 @@
-"""AlpacaEval's length-controlled win rates beside the published ones and beside the official code.
+"""AlpacaEval's win rates beside the published ones and beside the official code.
 
 python -m tests.bench.alpaca_eval FOLDER
 
@@ -14,7 +14,6 @@ What is installed of scikit-learn and the package alpaca_eval (0.6.6, which need
 """
 
 import csv
-import json
 import os
 import sys
 import time
@@ -25,6 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from janus_min.alpaca_eval import Options, read_annotations, rescore
 from janus_min.errors import UserError
 from janus_min.length_control import (
     FOLDS,
@@ -43,6 +43,7 @@ from janus_min.length_control import (
     refit,
     win_rate,
 )
+from janus_min.win_rates import as_preference, first_preferred, is_switched, preference_of
 
 MODELS = ("alpaca-7b", "FuseChat-Gemma-2-9B-Instruct")
 STALE = ("NullModel", "dbrx-instruct")  # the leaderboard's rows are of other weights than published
@@ -104,14 +105,49 @@ def wanted(published: Published, name: str) -> float:
 
 
 def judged_rows(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Preferences from 0 to 1 and differences of lengths; all questions are there, in order.
-
-    (The reader of `evaluate.py` belongs here, and its win rates beside the leaderboard's.)
-    """
-    records = json.loads(path.read_text(encoding="utf-8"))
-    y = np.array([float(record["preference"]) - 1 for record in records])
+    """Preferences from 0 to 1 and differences of lengths; all questions are there, in order."""
+    records = list(read_annotations(path))
+    y = np.array([as_preference(record["preference"]) - 1 for record in records])
     lengths = [len(record["output_1"]) - len(record["output_2"]) for record in records]
     return y, np.array(lengths)
+
+
+COLUMNS = {  # of the leaderboard -> ours
+    "win_rate": "win_rate",
+    "standard_error": "standard_error",
+    "n_wins": "wins",
+    "n_wins_base": "losses",
+    "n_draws": "draws",
+    "discrete_win_rate": "discrete",
+    "avg_length": "length",
+    "length_controlled_winrate": "length_controlled",
+    "lc_standard_error": "lc_error",
+}
+
+
+def off_the_leaderboard(published: Published, folder: Path, name: str) -> dict[str, float]:
+    """How far the result of `evaluate.py alpaca-eval --annotations` is from each column that the
+    model's row has.
+    """
+    files = {"weights": folder / "baked_weights.csv", "difficulty": folder / DIFFICULTY}
+    result = rescore(Options(annotations=folder / name / "annotations.json", **files))
+    row = published.leaderboard[name]
+    there = {column: own for column, own in COLUMNS.items() if row[column]}
+    off = {column: abs(result[own] - float(row[column])) for column, own in there.items()}
+    return off | {"n_total": abs(result["counts"]["ok"] - float(row["n_total"]))}
+
+
+def off_the_preferences(path: Path) -> tuple[int, float]:
+    """Of how many judgments the log-probabilities are recorded, and how far the preference that
+    follows from them is from the recorded one, at most.
+    """
+    off = []
+    for record in read_annotations(path):
+        if raw := record.get("raw_completion"):
+            p = first_preferred({"logprobs": raw["logprobs"]})
+            own = preference_of(p, is_switched(record["instruction"]))
+            off.append(abs(own - as_preference(record["preference"])))
+    return len(off), max(off, default=0.0)
 
 
 def columns(y: np.ndarray, lengths: np.ndarray, d: np.ndarray, gamed: Gamed) -> tuple:
@@ -229,6 +265,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print_leaderboard(published, folder)
     for name in MODELS:
+        off = off_the_leaderboard(published, folder, name)
+        print(f"{name}: its columns of the leaderboard are at most {max(off.values()):.1e} off")
+        count, most = off_the_preferences(folder / name / "annotations.json")
+        print(f"  {count} preferences from log-probabilities, at most {most:.1e} off")
         print_refit(published, folder, name)
 
 
