@@ -1,4 +1,4 @@
-"""Evaluates models by judges: language models behind a server, people, or rules.
+"""Evaluates models: by judges, who are language models behind a server or people, and by measures.
 
 python evaluate.py [--model DIR]       the newest miniature model on the miniature bench
 python evaluate.py rubric --bench FILE --responses FILE --judge NAME --out DIR [--base-url URL]
@@ -16,7 +16,7 @@ python evaluate.py responses --bench FILE --responses FILE
 python evaluate.py report DIR ...      results side by side; --summary: models by benchmarks
 
 `python evaluate.py COMMAND --help` lists the flags of a command. The key of a server is read from
-the environment variable OPENAI_API_KEY.
+an environment variable: OPENAI_API_KEY, or PERSPECTIVE_API_KEY for toxicity.
 """
 
 import inspect
@@ -220,7 +220,7 @@ def show_report() -> None:
 
 def evaluate_miniature(model: Path | None) -> None:
     """What `rubric` does, with the miniature's judge behind a server on this machine."""
-    # PyTorch, which no other command needs, takes longer than they do.
+    # PyTorch, which few commands need, takes longer than they do.
     from janus_min import grading
     from janus_min.sampling import load_for_generation
 

@@ -15,7 +15,8 @@ The benchmarks are alpaca-eval, mt-bench, arena-hard and toxicity (RealToxicityP
 is the benchmark's own file, ANSWERS the one that its judge reads (a JSON list for alpaca-eval, else
 JSONL), written when all is answered. Unless they are given, --temperature is by category for
 mt-bench, arena-hard has --temperature 0 and --max-tokens 4096, and toxicity has --n 25 and
---max-tokens 20. With --benchmark, --system is one message for all questions.
+--max-tokens 20; top_p and repetition penalty stay the paper's. With --benchmark, --system is one
+message for all questions.
 """
 
 import json
@@ -38,7 +39,7 @@ from janus_min.answers import (
 from janus_min.chat import encode_conversations, encode_prompts
 from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.errors import UserError, require
-from janus_min.files import replace_file
+from janus_min.files import model_name, replace_file
 from janus_min.formats import INSTRUCTION, read_jsonl, text_field, unicode_text
 from janus_min.grading import newest_model
 from janus_min.model import Policy
@@ -221,9 +222,7 @@ def answer_benchmark(options: Options, sampling: Sampling, by_category: bool) ->
     if options.system:
         unicode_text(options.system, "--system")
     directory = options.model or newest_model()
-    folder = directory.resolve()
-    folder = folder.parent if folder.name == "model" else folder  # where train.py writes models
-    name = unicode_text(options.name or folder.name, "--name")
+    name = unicode_text(options.name or model_name(directory), "--name")
     policy, tokenizer = load_for_generation(directory, options.precision)
     context = policy.config.max_position_embeddings
     first = [(options.system, question["turns"][:1], []) for question in questions]

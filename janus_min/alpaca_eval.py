@@ -1,25 +1,28 @@
 """AlpacaEval 2.0 (arXiv 2404.04475): a judge compares a model's outputs with those of a baseline,
 instruction by instruction. What follows from its answers is in `win_rates.py`.
 
-    Note: of rows that are there twice, the first counts, where upstream takes both.
+    Note: of two judgments of an instruction the first counts, where upstream takes both. A failed
+    one stays in our file of judgments, without a preference, so that rows keep their numbers.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from janus_min import judging, pipeline
+from janus_min import judging, judgments, pipeline
 from janus_min.answers import read_outputs, read_questions
-from janus_min.bench import about_bench, read_records
+from janus_min.bench import about_bench, one_name, read_records
 from janus_min.errors import UserError, require
-from janus_min.files import replace_file
+from janus_min.files import read_json, replace_file
 from janus_min.formats import read_jsonl, text_field
 from janus_min.intervals import mean
-from janus_min.judging import QUESTIONS, Work, write_whole
+from janus_min.judging import Work
+from janus_min.judgments import QUESTIONS, write_whole
 from janus_min.kinds import RESULT
 from janus_min.length_control import QUESTIONS as BY_QUESTIONS
 from janus_min.length_control import ROWS as BY_ROWS
+from janus_min.length_control import read_difficulty
 from janus_min.win_rates import (
     Control,
     Row,
@@ -33,6 +36,7 @@ from janus_min.win_rates import (
 
 KIND, ANNOTATIONS = "alpaca-eval", "annotations.json"
 TOKENS = {"logprobs": True, "top_logprobs": 5}  # asked of the server
+FILES = Control._fields[:3]
 TEXTS = ("instruction", "output_1", "generator_1", "output_2", "generator_2")  # 1 is the baseline
 
 
@@ -70,20 +74,29 @@ class Options(judging.Judged):
             raise UserError("--weights needs --difficulty")
         if self.difficulty and not (self.weights or self.df_gamed):
             raise UserError("--difficulty needs --weights or --df-gamed")
-        if self.annotations and self.rescore:
-            raise UserError("--annotations and --rescore do not go together")
 
 
-def result_of(head: dict, options: Options, rows: list[Row], counts: dict) -> dict:
-    """A result; `counts` has what the rows do not show."""
+def control_of(options: Options, before: dict | None = None) -> Control:
+    """By what length is controlled: by the files that are given, or else as it was before."""
+    given = Control(options.weights, options.df_gamed, options.difficulty, options.difficulty_by)
+    if before is None or given.weights or given.gamed:
+        return given
+    return Control(*(before[key] and Path(before[key]) for key in FILES), before["by"])
+
+
+def result_of(head: dict, control: Control, rows: list[Row], itself: bool, counts: dict) -> dict:
+    """A result; `itself`: the model is the baseline. `counts` has what the rows do not show."""
+    if head["model"] == head["opponent"] and not itself:
+        raise UserError("both models have one name; give --name and --against-name")
     ok = sum(row.preference is not None for row in rows)
-    control = Control(options.weights, options.df_gamed, options.difficulty, options.difficulty_by)
-    controlled = length_controlled(control, rows, head["model"], head["opponent"])
+    paths = {key: getattr(control, key) for key in FILES}
+    absolute = {key: str(path.resolve()) if path else None for key, path in paths.items()}
     return (
         head
         | {"counts": {"ok": ok, "failed": len(rows) - ok} | counts}
         | scores(rows)
-        | controlled
+        | length_controlled(control, rows, head["model"], itself)
+        | {"control": absolute | {"by": control.by}}
         | {"length": int(mean(row.lengths[1] for row in rows))}
     )
 
@@ -142,17 +155,8 @@ def by_instruction(path: Path) -> dict[str, dict]:
             start = record["instruction"][:60]
             raise UserError(f"{path}, entry {number}: {start!r} has an output already")
         found[record["instruction"]] = record
-    one_name(path, (record["generator"] for record in found.values()))
+    one_name((record["generator"] for record in found.values()), f"{path}: 'generator'")
     return found
-
-
-def one_name(path: Path, names: Iterable[str]) -> str:
-    """The only name among these. Raises UserError if there are others."""
-    found = list(dict.fromkeys(names))
-    if len(found) > 1:
-        names = ", ".join(map(repr, found[:3])) + (", …" if len(found) > 3 else "")
-        raise UserError(f"{path} is of {len(found):,} models: {names}; needed is one")
-    return found[0]
 
 
 def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
@@ -162,8 +166,9 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     options, template = work.options, work.template()
     items, pairs, counts = read_pairs(options)
     names = {"model": pairs[0]["generator_2"], "opponent": pairs[0]["generator_1"]}
-    if names["model"] == names["opponent"] and options.responses != options.against:
-        raise UserError("both models have one name; give --name and --against-name")
+    control, itself = control_of(options), options.responses == options.against
+    ties = [Row(int(pair["id"]), lengths_of(pair), 1.5) for pair in pairs]
+    result_of(names, control, ties, itself, {})  # what is wrong with files fails before it costs
     for pair in pairs:
         switched = is_switched(pair["instruction"])
         shown = [pair["output_2"], pair["output_1"]][:: 1 if switched else -1]
@@ -171,7 +176,8 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
         system, user = template.filled(**slots)
         pair |= {"switched": switched, "system_prompt": system, "user_prompt": user}
 
-    stage = judging.judge_stage(tasks, messages, first_preferred, options, extra=TOKENS, whole=True)
+    more = {"extra": TOKENS, "whole": True}
+    stage = judging.judge_stage(tasks, judging.prompt_of, first_preferred, options, **more)
     if options.dry_run:
         judging.estimate(work, pairs, stage, say)
         return None
@@ -180,7 +186,12 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     work = replace(work, options=options)
     head = judging.about(work, items, opponent=names["opponent"])
     head = judging.ask_judge(work, head, pairs, stage, say)
-    return score_folder(options.out, options, head, counts)
+    return score_folder(options.out, head, counts, control)
+
+
+def lengths_of(record: dict) -> tuple[int, int]:
+    """Characters of the baseline's output and the model's."""
+    return len(record["output_1"]), len(record["output_2"])
 
 
 def tasks(pair: dict) -> list[dict]:
@@ -188,17 +199,12 @@ def tasks(pair: dict) -> list[dict]:
     return [pair] if pair["output_1"] != pair["output_2"] else []
 
 
-def messages(pair: dict) -> tuple[str, str]:
-    """The prompt of a pair."""
-    return pair["system_prompt"], pair["user_prompt"]
-
-
 # Judgments that there are
 
 
-def score_folder(folder: Path, options: Options, head: dict, counts: dict) -> dict:
+def score_folder(folder: Path, head: dict, counts: dict, control: Control) -> dict:
     """Scores what a folder holds. Writes its result and its judgments in upstream's format."""
-    found = {record["id"]: record for record in judging.stored_judgments(folder, first_preferred)}
+    found = {record["id"]: record for record in judgments.stored_judgments(folder, first_preferred)}
     rows, annotations = [], []
     for _, pair in read_jsonl(folder / f"{QUESTIONS}.jsonl"):
         record = found.get(pair["id"], {})
@@ -207,14 +213,13 @@ def score_folder(folder: Path, options: Options, head: dict, counts: dict) -> di
             x = 1.5
         elif p is not None:
             x = preference_of(p, pair["switched"])
-        lengths = len(pair["output_1"]), len(pair["output_2"])
-        rows.append(Row(int(pair["id"]), lengths, x))
-        if x is not None:  # as upstream, which keeps no others
-            texts = {key: pair[key] for key in TEXTS} | {"dataset": pair["source"]}
-            judged = {"annotator": head["judge"], "preference": x}
-            annotations.append(texts | judged | {"raw_completion": record.get("reply")})
+        rows.append(Row(int(pair["id"]), lengths_of(pair), x))
+        texts = {key: pair[key] for key in TEXTS} | {"dataset": pair["source"]}
+        judged = {"annotator": head["judge"], "preference": x}
+        annotations.append(texts | judged | {"raw_completion": record.get("reply")})
     unanswered = sum(record.get("unanswered", False) for record in found.values())
-    result = result_of(head, options, rows, {"unanswered": unanswered} | counts)
+    itself = pair["generator_1"] == pair["generator_2"]
+    result = result_of(head, control, rows, itself, {"unanswered": unanswered} | counts)
     text = json.dumps(annotations, indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / ANNOTATIONS, text.encode("utf-8", "replace"))
     write_whole(folder / RESULT, result)
@@ -225,61 +230,60 @@ def rescore(options: Options) -> dict:
     """The result of judgments that there are: of a folder of `evaluate`, whose replies are read
     once more, or of a file of upstream's. Nobody is asked anything.
     """
-    [path, *others] = options.rescore or (options.annotations,)
-    if others:
-        raise UserError("--rescore: one folder or file at a time")
-    out = judging.other_folder(options.out, path)
-    if path.is_dir():
-        names = {"model": options.name, "opponent": options.against_name, "judge": options.judge}
-        head, counts = judging.stored_head(path, KIND, **names)
-        return judging.keep(score_folder(path, options, head, counts), out)
-    return judging.keep(score_annotations(path, options), out)
+    if options.annotations:
+        options = replace(options, annotations=None, rescore=(options.annotations,))
+
+    def of_folder(folder: Path, head: dict, counts: dict) -> dict:
+        """With the names of the result in the folder, and length controlled as there."""
+        control = control_of(options, read_json(folder / RESULT).get("control"))
+        return score_folder(folder, head, counts, control)
+
+    return judging.rescored(options, KIND, of_folder, lambda path: score_file(path, options))
 
 
-def score_annotations(path: Path, options: Options) -> dict:
+def score_file(path: Path, options: Options) -> dict:
     """The result of a file of judgments in upstream's format, of one model."""
     records = list(read_annotations(path))
-    models = dict.fromkeys(record["generator_2"] for record in records)
-    chosen = options.name if options.name in models else one_name(path, models)  # or a new name
-    own = {}
-    for record in (record for record in records if record["generator_2"] == chosen):
+    where = f"{path}: 'generator_2'"
+    model = one_name((r["generator_2"] for r in records), where, options.name, "--name")
+    judged = [record for record in records if record["generator_2"] == model]
+    baseline = one_name((record["generator_1"] for record in judged), f"{path}: 'generator_1'")
+    own: dict[str, dict] = {}
+    for record in judged:
         own.setdefault(record["instruction"], record)
-    twice = sum(record["generator_2"] == chosen for record in records) - len(own)
+    control, asked = control_of(options), list(own)
     if options.bench:
         asked = [question["turns"][0] for question in read_questions(options.bench, KIND)]
-        numbers = {text: number for number, text in enumerate(asked)}
-        if unknown := [text for text in own if text not in numbers]:
-            raise UserError(f"{path}: {unknown[0][:60]!r} is not in {options.bench}")
-    else:
-        asked = list(own)
-        numbers = {text: number for number, text in enumerate(asked)}
+    elif control.by == BY_QUESTIONS and (source := control.difficulty or control.gamed):
+        if (known := len(read_difficulty(source))) != len(asked):
+            raise UserError(
+                f"{path} has {len(asked):,} instructions, {source} {known:,} difficulties: give "
+                "all instructions as --bench, or --difficulty-by rows, which is upstream's rule"
+            )
+    numbers = {text: number for number, text in enumerate(asked)}
+    if unknown := [text for text in own if text not in numbers]:
+        raise UserError(f"{path}: {unknown[0][:60]!r} is not in {options.bench}")
     rows = [
-        Row(
-            numbers[text],
-            (len(record["output_1"]), len(record["output_2"])),
-            as_preference(record["preference"]),
-        )
+        Row(numbers[text], lengths_of(record), as_preference(record["preference"]))
         for text, record in own.items()
     ]
+    items = [{"id": str(i), "prompt": text} for i, text in enumerate(asked)]
     head = {
         "kind": KIND,
-        "model": options.name or chosen,
-        "opponent": options.against_name
-        or one_name(path, (r["generator_1"] for r in own.values())),
-        "judge": options.judge or str(next(iter(own.values())).get("annotator") or "unknown"),
-        "bench": about_bench(
-            [{"id": str(i), "prompt": text} for i, text in enumerate(asked)], options.bench or path
-        ),
+        "model": options.name or model,
+        "opponent": options.against_name or baseline,
+        "judge": options.judge or str(judged[0].get("annotator") or "unknown"),
+        "bench": about_bench(items, options.bench or path),
         "settings": {"recorded": True},
     }
     counts = {
         "unanswered": 0,
         "missing": len(asked) - len(rows),
-        "twice": twice,
+        "twice": len(judged) - len(own),
         "same": sum(record["output_1"] == record["output_2"] for record in own.values()),
         "empty": sum(not record["output_2"].strip() for record in own.values()),
     }
-    return result_of(head, options, rows, counts)
+    return result_of(head, control, rows, model == baseline, counts)
 
 
 def read_annotations(path: Path) -> Iterator[dict]:

@@ -19,7 +19,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from janus_min.bench import read_records
+from janus_min.bench import one_name, read_records
 from janus_min.errors import UserError
 from janus_min.files import as_line, text_hash
 from janus_min.formats import text_field, unicode_text
@@ -129,6 +129,15 @@ def read_answers(path: Path) -> dict[str, dict]:
     return answers
 
 
+def model_of(answers: dict[str, dict], path: Path, name: str | None = None) -> str:
+    """What the model is called that gave these answers, read from `path`: `name`, or else what they
+    say, or else what the file says.
+    """
+    found = (answer["model"] for answer in answers.values() if answer["model"])
+    own = dict.fromkeys(found)
+    return name or (one_name(own, f"{path}: 'model_id'", flag="--name") if own else path.stem)
+
+
 def read_outputs(path: Path) -> list[dict]:
     """The records of a file of AlpacaEval's model outputs: instruction, output and generator are
     texts, other keys are as they stand. Raises UserError that names the entry."""
@@ -183,12 +192,16 @@ def _choice(benchmark: str, dialogue: Dialogue, name: str, now: float) -> dict:
 
 
 def _generations(dialogues: list[Dialogue]) -> list[dict]:
-    """One record for each question, with all answers to it."""
+    """One record for each question, with all answers to it; a continuation begins with a space, as
+    those of the published models do, unless its prompt ends with one.
+    """
     records: dict[str, dict] = {}
     for dialogue in dialogues:
         question, [answer] = dialogue.question, dialogue.answers
         record = records.setdefault(question["id"], question["record"] | {"generations": []})
-        record["generations"].append({"text": answer.text, "stop": answer.stop})
+        glued = answer.text[:1].strip() and question["turns"][0][-1:].strip()
+        text = f" {answer.text}" if glued else answer.text
+        record["generations"].append({"text": text, "stop": answer.stop})
     return list(records.values())
 
 

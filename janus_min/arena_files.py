@@ -131,12 +131,19 @@ def _add_battle(found: Recorded, key: str, record: dict, where: str) -> None:
 
 
 def write_judgments(
-    path: Path, model: str, judge: str | None, games: Iterable[tuple[Game, str, str]]
+    path: Path,
+    model: str,
+    judge: str | None,
+    opponent: str,
+    games: Iterable[tuple[Game, str, str]],
 ) -> None:
-    """Writes a file of judgments; `games` have their prompt and the judge's text with them."""
+    """Writes a file of judgments against one opponent, which stands there as in newer files of
+    upstream's; `games` have their prompt and the judge's text with them.
+    """
     rows: dict[str, dict] = {}
     for game, prompt, text in games:
-        row = {"question_id": game.id, "model": model, "judge": judge, "games": []}
+        row = {"question_id": game.id, "model": model, "judge": judge, "baseline": opponent}
+        row |= {"games": []}
         said = {"user_prompt": prompt, "judgment": text, "score": game.label()}
         rows.setdefault(game.id, row)["games"].append(said)
     replace_file(path, b"".join(map(as_line, rows.values())))

@@ -1,24 +1,23 @@
 """Arena-Hard-Auto v0.1 (arXiv 2406.11939): a judge compares a model's answers with a baseline's, in
 both orders. What its labels are worth is in `battles.py`, upstream's files are in `arena_files.py`.
 
-    Note: labels are read as upstream reads them: all [[…]] of A, B, <, = and >, wherever they
-    stand. A reply without any is followed by a message that asks to go on, and both replies are
-    read as one. Different labels are no verdict, which is final: our prompt names all five, so
-    that who repeats it says nothing. A label that is none of the five has no weight. One that is
-    only quoted counts, as it does upstream. Upstream also reads a reply that was
-    cut off; here another one is asked for in its place.
+    Note: labels are read as upstream reads them: [[…]] with A, B, <, = and > in it, wherever it
+    stands, also where the judge only quotes it. A reply without any is followed by a message that
+    asks to go on, and both replies are read as one. Different labels are no verdict, and the judge
+    is not asked again; a judge that repeats our prompt, which names all five, gives none. A label
+    that is none of the five has no weight. Upstream also reads a reply that was cut off; here
+    another one is asked for in its place.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from janus_min import judging, pipeline
-from janus_min.answers import read_answers, read_questions
+from janus_min import judging, judgments, pipeline
+from janus_min.answers import model_of, read_answers, read_questions
 from janus_min.arena_files import (
     BATTLES,
     JUDGMENTS,
-    Recorded,
     read_recorded,
     write_battles,
     write_judgments,
@@ -34,15 +33,18 @@ from janus_min.battles import (
     scores,
     verdict_counts,
 )
-from janus_min.bench import about_bench, read_records
+from janus_min.bench import about_bench, one_name, read_records
 from janus_min.errors import UserError, require
+from janus_min.files import read_json
 from janus_min.formats import read_jsonl
 from janus_min.judge_prompts import ARENA_HARD_AGAIN
-from janus_min.judging import QUESTIONS, Work, write_whole
+from janus_min.judging import Work
+from janus_min.judgments import QUESTIONS, write_whole
 from janus_min.kinds import RESULT
 
 KIND = "arena-hard"
-BASELINE = "gpt-4-0314"  # of the published judgments
+BASELINE = "gpt-4-0314"  # of the published judgments, which do not name it
+BOOTSTRAP = {"rounds": 1000, "seed": 42}
 
 
 @dataclass(frozen=True)
@@ -60,39 +62,43 @@ class Options(judging.Judged):
     bench: Path | None = None  # questions, as Arena-Hard's question.jsonl
     responses: Path | None = None  # answers of the model, as Arena-Hard has them
     against: Path | None = None  # answers of the baseline, as Arena-Hard has them
-    against_name: str | None = None  # of the baseline, for tables; the file's name unless given
+    name: str | None = None  # of the model; what its answers say unless given
+    against_name: str | None = None  # of the baseline; what its answers say unless given
     attempts: int = 2  # replies that a judge may need until they have a label
     max_tokens: int = 4096  # of a reply
-    rounds: int = 1000  # of resampling battles, for the interval
-    seed: int = 42  # of resampling
+    rounds: int | None = None  # of resampling battles, for the interval; 1,000 unless given
+    seed: int | None = None  # of resampling; 42 unless given
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(1 <= self.rounds <= 100_000, self, "rounds", "1 to 100000")
-        require(self.seed >= 0, self, "seed", "0 or more")
-
-    def opponent(self) -> str:
-        """What the baseline is called."""
-        return self.against_name or judging.file_model(self.against)
+        valid = self.rounds is None or 1 <= self.rounds <= 100_000
+        require(valid, self, "rounds", "1 to 100000")
+        require(self.seed is None or self.seed >= 0, self, "seed", "0 or more")
 
 
 # Results
 
 
-def measured(model: str, battles: list[Battle], options: Options) -> dict:
+def bootstrap_of(options: Options, before: dict | None = None) -> dict[str, int]:
+    """Rounds and seed that are given, or else those of a result before, or else our own."""
+    given = {"rounds": options.rounds, "seed": options.seed}
+    return BOOTSTRAP | (before or {}) | {k: v for k, v in given.items() if v is not None}
+
+
+def measured(model: str, battles: list[Battle], bootstrap: dict[str, int]) -> dict:
     """What a result says about a model's battles, which may stand among those of others."""
-    score, interval = scores(battles, options.rounds, options.seed).get(model, (None, None))
+    score, interval = scores(battles, **bootstrap).get(model, (None, None))
     outcomes = [battle.outcome for battle in battles if battle.model == model]
     return {
         "score": score,
         "interval": interval,
         "weights": {outcome: outcomes.count(outcome) for outcome in OUTCOMES},
-        "bootstrap": {"rounds": options.rounds, "seed": options.seed},
+        "bootstrap": bootstrap,
     }
 
 
 def mean_length(lengths: Iterable[int | None]) -> float | None:
-    """The mean of the lengths that are known; None if none is."""
+    """The mean of the lengths that are known, in tokens; None if none is."""
     known = [length for length in lengths if length is not None]
     return sum(known) / len(known) if known else None
 
@@ -105,9 +111,6 @@ def read_duels(work: Work) -> tuple[list[dict], list[dict], dict]:
     answered; and counts.
     """
     options = work.options
-    options.require_flags("bench", "responses", "against")
-    if options.model_name() == options.opponent():
-        raise UserError("both models have one name; give --name and --against-name")
     items = read_items(options.bench)
     ours, theirs = (
         answered(items, path, options.allow_missing, options.limit)
@@ -135,6 +138,16 @@ def read_duels(work: Work) -> tuple[list[dict], list[dict], dict]:
         "empty": sum(not all(own["text"].strip() for own in pair) for pair in pairs),
     }
     return items, games, counts
+
+
+def names_of(options: Options) -> tuple[str, str]:
+    """What the model and the baseline are called. Raises UserError if it is the same."""
+    options.require_flags("bench", "responses", "against")
+    files = (options.responses, options.name), (options.against, options.against_name)
+    model, baseline = (model_of(read_answers(path), path, name) for path, name in files)
+    if model == baseline:
+        raise UserError("both models have one name; give --name and --against-name")
+    return model, baseline
 
 
 def read_items(path: Path) -> list[dict]:
@@ -192,26 +205,23 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     run there is none.
     """
     options = work.options
+    names = names_of(options)
     items, games, counts = read_duels(work)
-
-    def messages(task: dict) -> tuple[str, str]:
-        """The prompt of a game."""
-        return task["system_prompt"], task["user_prompt"]
-
-    stage = judging.judge_stage(lambda game: [game], messages, label_in, options)
-    stage = stage._replace(again=ARENA_HARD_AGAIN, joined=True)
+    more = {"again": ARENA_HARD_AGAIN, "joined": True}
+    stage = judging.judge_stage(lambda game: [game], judging.prompt_of, label_in, options, **more)
     if options.dry_run:
         judging.estimate(work, games, stage, say)
         return None
     options.require_flags("out", "judge")
-    head = judging.about(work, items, opponent=options.opponent())
+    work = replace(work, options=replace(options, name=names[0]))
+    head = judging.about(work, items, opponent=names[1])
     head = judging.ask_judge(work, head, games, stage, say)
-    return score_folder(options.out, head, counts, options)
+    return score_folder(options.out, head, counts, bootstrap_of(options))
 
 
-def score_folder(folder: Path, head: dict, counts: dict, options: Options) -> dict:
+def score_folder(folder: Path, head: dict, counts: dict, bootstrap: dict[str, int]) -> dict:
     """Scores what a folder holds. Writes its result, and upstream's files."""
-    records = {(r["id"], r["game"]): r for r in judging.stored_judgments(folder, label_in)}
+    records = {(r["id"], r["game"]): r for r in judgments.stored_judgments(folder, label_in)}
     games, lengths = [], {}
     for _, question in read_jsonl(folder / f"{QUESTIONS}.jsonl"):
         key, number = question["id"], question["game"]
@@ -225,11 +235,12 @@ def score_folder(folder: Path, head: dict, counts: dict, options: Options) -> di
     battles = list(battles_of(head["model"], played))
     result = (
         head
-        | {"counts": found | counts | found}
-        | measured(head["model"], battles, options)
+        | {"counts": found | counts}
+        | measured(head["model"], battles, bootstrap)
         | {"labels": label_counts(played), "length": mean_length(lengths.values())}
     )
-    write_judgments(folder / JUDGMENTS, head["model"], head["judge"], games)
+    names = (head[key] for key in ("model", "judge", "opponent"))
+    write_judgments(folder / JUDGMENTS, *names, games)
     write_battles(folder / BATTLES, head["opponent"], battles)
     write_whole(folder / RESULT, result)
     return result
@@ -242,15 +253,13 @@ def rescore(options: Options) -> dict:
     """The result of stored judgments: of one folder of `evaluate`, whose replies are read once
     more, or of a file of upstream's, judgments or battles. Nobody is asked anything.
     """
-    [path, *others] = options.rescore
-    if others:
-        raise UserError("--rescore: one folder or file at a time")
-    out = judging.other_folder(options.out, path)
-    if path.is_dir():
-        names = {"model": options.name, "opponent": options.against_name, "judge": options.judge}
-        head, counts = judging.stored_head(path, KIND, **names)
-        return judging.keep(score_folder(path, head, counts, options), out)
-    return judging.keep(score_file(path, options), out)
+
+    def of_folder(folder: Path, head: dict, counts: dict) -> dict:
+        """By as many rounds as the result in the folder, unless others are given."""
+        before = read_json(folder / RESULT).get("bootstrap", {})
+        return score_folder(folder, head, counts, bootstrap_of(options, before))
+
+    return judging.rescored(options, KIND, of_folder, lambda path: score_file(path, options))
 
 
 def score_file(path: Path, options: Options) -> dict:
@@ -258,7 +267,7 @@ def score_file(path: Path, options: Options) -> dict:
     several. With --bench, its questions without a judgment are missing; else nobody knows them.
     """
     recorded = read_recorded(path)
-    model = model_in(recorded, path, options.name)
+    model = one_name(recorded.ids, f"{path}: the model", options.name, "--name")
     own, games = recorded.ids[model], recorded.games.get(model, [])
     items, missing = [{"id": key} for key in sorted(own)], 0
     if options.bench:
@@ -282,15 +291,7 @@ def score_file(path: Path, options: Options) -> dict:
         "bench": about_bench(items, options.bench or path),
         "settings": {"recorded": True},
         "counts": counts,
-        **measured(model, recorded.battles, options),
+        **measured(model, recorded.battles, bootstrap_of(options)),
         "labels": label_counts(games) if games else {},
         "length": None,
     }
-
-
-def model_in(recorded: Recorded, path: Path, name: str | None) -> str:
-    """The only model of a file, or the one with this name. Raises UserError if that tells none."""
-    models = list(recorded.ids)
-    if len(models) == 1 or name in models:
-        return name if name in models else models[0]
-    raise UserError(f"{path} has judgments of {', '.join(models)}; --name says which one to score")

@@ -20,8 +20,8 @@ Its 95 % interval has the 2.5th and the 97.5th percentile of the scores of resam
 
     Note: single battles are drawn, as upstream does it, so that the three of a clear win, and the
     two games of a question, pass for independent. The interval is too narrow: over questions, it
-    would be 1.6 times as wide for gpt-4-0613 and gpt-3.5-turbo-0125. Upstream has 100 rounds, with
-    which the ends differ by half a point from seed to seed, and from one of its tables to the next.
+    would be 1.6 and 1.7 times as wide for gpt-4-0613 and gpt-3.5-turbo-0125. Upstream has 100
+    rounds, with which the ends differ by up to a point from seed to seed.
     Percentiles are of scores, not of R, which has no bound if all battles are won.
 """
 

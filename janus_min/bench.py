@@ -122,6 +122,21 @@ def about_bench(items: list[dict], path: Path) -> dict:
     return {"name": path.name, "hash": own, "items": len(items)}
 
 
+def one_name(
+    names: Iterable[str], where: str, wanted: str | None = None, flag: str | None = None
+) -> str:
+    """The name that is wanted if it is among these, or else the only one of them. Raises UserError
+    if there are others, which names the flag by which one is wanted.
+    """
+    found = list(dict.fromkeys(names))
+    if wanted in found:
+        return wanted
+    if len(found) > 1:
+        advice = f"{flag} takes one" if flag else "needed is one"
+        raise UserError(f"{where} has {len(found):,} names: {_some(found)}; {advice}")
+    return found[0]
+
+
 def _object(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):

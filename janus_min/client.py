@@ -138,7 +138,7 @@ class Client:
             return  # the last line is shown once
         read, written = self.journal.tokens
         text = f"{self.failed:,} failed"
-        if self.service is COMPLETIONS:
+        if self.service.shows_tokens:
             text += f"  {read:,} + {written:,} tokens"
         if self.settings.price_in + self.settings.price_out > 0:
             text += f"  ${self.budget.spent:,.2f}"

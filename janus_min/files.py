@@ -52,6 +52,12 @@ def hash_files(paths: list[Path]) -> str:
     return content.hexdigest()
 
 
+def model_name(directory: Path) -> str:
+    """What the model in a directory is called; of what train.py writes, RUN/model, it is RUN."""
+    path = directory.resolve()
+    return path.parent.name if path.name == "model" else path.name
+
+
 def text_hash(text: str) -> str:
     """A short name for a text."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -3,7 +3,18 @@ AlpacaEval 2.0 (2404.04475), MT-Bench (2306.05685), Arena-Hard (2406.11939) and 
 (2009.11462).
 """
 
-from janus_min.results import COUNT, INTERVAL, NUMBER, TEXT, Axis, Bar, Kind, bars
+from janus_min.results import (
+    COUNT,
+    INTERVAL,
+    NUMBER,
+    TEXT,
+    Axis,
+    Bar,
+    IfThere,
+    Kind,
+    OrNull,
+    bars,
+)
 from janus_min.tables import (
     INTERVAL_HEAD,
     NO_SCORE,
@@ -33,12 +44,15 @@ def _win_rate(result: dict) -> str:
 
 
 def _length_controlled(result: dict) -> str:
-    return spread(result["length_controlled"], result["lc_error"], 1, " %", NO_SCORE)
+    return spread(result["length_controlled"], result["lc_error"], 1, " %")
 
 
 def _alpaca_eval(results: list[dict], names: list[str]) -> list[Table]:
+    by = {"LC by": lambda result: result.get("length_control") or NONE}
+    known = any(result.get("length_control") for result in results)
     cells = {
         "LC win rate": _length_controlled,
+        **(by if known else {}),
         "win rate": _win_rate,
         INTERVAL_HEAD: lambda result: between(result["interval"], 1, " %"),
         **{name: figure(name, digits=0) for name in ("wins", "draws", "losses")},
@@ -49,11 +63,10 @@ def _alpaca_eval(results: list[dict], names: list[str]) -> list[Table]:
 
 
 def _alpaca_eval_bars(results: list[dict]) -> Bars:
+    rates = [("win rate", bars(results, ("win_rate",), _win_rate, interval=True))]
     controlled = bars(results, ("length_controlled",), _length_controlled)
-    return [
-        ("LC win rate", controlled),
-        ("win rate", bars(results, ("win_rate",), _win_rate, interval=True)),
-    ]
+    known = any(bar.value is not None for bar in controlled)
+    return [("LC win rate", controlled)] * known + rates
 
 
 # MT-Bench
@@ -138,16 +151,18 @@ GENERAL = {
         title="AlpacaEval 2.0: how often a judge prefers the model to its opponent",
         shape=OPPONENT
         | dict.fromkeys(("win_rate", "standard_error", "length_controlled", "lc_error"), NUMBER)
-        | dict.fromkeys(("wins", "losses", "draws"), COUNT),
+        | dict.fromkeys(("wins", "losses", "draws"), COUNT)
+        | {"length_control": IfThere(OrNull(TEXT))},
         tables=_alpaca_eval,
         notes={
             "LC win rate": "length-controlled, as if both wrote responses of the same length",
+            "LC by": "where the weights come from; new ones differ from published ones by chance",
             "±": "standard error",
             INTERVAL_HEAD: "of the win rate, over instructions",
             "length": "mean characters of a response",
         },
         headlines={
-            "LC": figure("length_controlled", unit=" %", none=NO_SCORE),
+            "LC": figure("length_controlled", unit=" %"),
             "WR": figure("win_rate", unit=" %", none=NO_SCORE),
         },
         axis=Axis("%, with the 95 % interval of the win rate over instructions", 0, 100),

@@ -10,7 +10,7 @@ is paid for is in the folder's journal, and a run that is stopped or killed goes
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,18 +18,21 @@ from janus_min.bench import about_bench
 from janus_min.collection import Question, Stage
 from janus_min.connection import Connection
 from janus_min.errors import UserError, require
-from janus_min.files import Writer, read_json, replace_file, text_hash
+from janus_min.files import Writer, text_hash
 from janus_min.formats import read_jsonl
-from janus_min.kinds import RESULT
+from janus_min.judgments import (
+    JUDGMENTS,
+    QUESTIONS,
+    keep,
+    other_folder,
+    require_kind,
+    stored_head,
+)
+from janus_min.kinds import KINDS, RESULT
 from janus_min.limits import CHARACTERS_PER_TOKEN, dollars
-from janus_min.pipeline import MOST_ATTEMPTS, PLACE, STATE, Folder, Pipeline, Sampling
-from janus_min.replies import ReplyError
+from janus_min.pipeline import MOST_ATTEMPTS, PLACE, Folder, Pipeline, Sampling
 from janus_min.templates import TEMPLATES, Template, own_template, read_template
 
-QUESTIONS, JUDGMENTS = "questions", "judgments"
-FAILED = f"{JUDGMENTS}.failed"
-FOUND = ("ok", "failed", "unanswered")  # counts that judgments themselves show
-AGAINST = ("pairwise", "alpaca-eval", "arena-hard")  # kinds whose results have an opponent
 WRITTEN = 200  # tokens of a judgment, more or less
 
 
@@ -57,10 +60,12 @@ class Judged:
         require(self.max_tokens >= 1, self, "max_tokens", "at least 1")
         require(self.limit is None or self.limit >= 1, self, "limit", "at least 1")
 
-        modes = ("rescore", "dry_run", "sheet", "from_sheet")
+        modes = ("rescore", "annotations", "dry_run", "sheet", "from_sheet")
         chosen = [f"--{name.replace('_', '-')}" for name in modes if getattr(self, name, None)]
         if len(chosen) > 1:
             raise UserError(f"{' and '.join(chosen)} do not go together")
+        if chosen and chosen[0] in ("--rescore", "--annotations") and self.limit:
+            raise UserError(f"{chosen[0]} and --limit do not go together: all is scored")
 
     def require_flags(self, *names: str) -> None:
         """Raises UserError unless these are given."""
@@ -152,9 +157,11 @@ def ask_judge(
     responses may change: a request that is the same has its reply already.
     """
     options = work.options
+    require_kind(options.out, head["kind"])
     own = {key: head[key] for key in ("kind", "model", "opponent", "judge") if key in head}
     with Folder(options.out, own | head["settings"]) as folder:
         folder.begin(stage.name)  # what there are judgments of is about to change
+        (options.out / RESULT).unlink(missing_ok=True)
         writer = Writer(folder.file(QUESTIONS))
         for question in questions:
             writer.add(question)
@@ -185,12 +192,13 @@ def judge_stage(
     read: Callable[[str | dict], object],
     options: Judged,
     fan_out: int = 1,
+    *,
     extra: dict | None = None,
-    whole: bool = False,
+    **more: object,
 ) -> Stage:
-    """The stage of a judged evaluation: records have the "value" that `read` finds in the reply, in
-    its text or, if `whole`, in all that is kept of it. For one that cannot be read, another one is
-    asked for; each "run" has replies of its own. `extra` are parameters of the request.
+    """The stage of a judged evaluation: records have the "value" that `read` finds in the reply.
+    For one that cannot be read, another one is asked for; each "run" has replies of its own.
+    `extra` are parameters of the request, `more` are fields of the stage.
     """
 
     def ask(task: dict) -> Question:
@@ -202,7 +210,13 @@ def judge_stage(
         place = {key: task[key] for key in PLACE if key in task}
         return place | {"value": read(reply), "reply": reply}
 
-    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, WRITTEN, None, False, whole)
+    written = min(WRITTEN, options.max_tokens)
+    return Stage(JUDGMENTS, tasks, ask, judgment, fan_out, written, **{"again": None} | more)
+
+
+def prompt_of(question: dict) -> tuple[str, str]:
+    """The messages to the judge, where a question has them itself."""
+    return question["system_prompt"], question["user_prompt"]
 
 
 def estimate(
@@ -214,81 +228,37 @@ def estimate(
         for task in stage.tasks(question):
             asked = stage.ask(task)
             calls, characters = calls + 1, characters + len(asked.system) + len(asked.user)
-    tokens = characters // CHARACTERS_PER_TOKEN, calls * WRITTEN
+    tokens = characters // CHARACTERS_PER_TOKEN, calls * stage.written
     say(f"{calls:,} calls, about {tokens[0]:,} tokens read and {tokens[1]:,} written")
     prices = work.connection
     if prices.price_in + prices.price_out > 0:
         cost = dollars(tokens, prices.price_in, prices.price_out)
         say(f"about ${cost:,.2f} at ${prices.price_in:g} and ${prices.price_out:g} per million")
     say(
-        f"Estimated with {CHARACTERS_PER_TOKEN} characters per token and judgments of {WRITTEN} "
-        "tokens, without second attempts."
+        f"Estimated with {CHARACTERS_PER_TOKEN} characters per token and judgments of "
+        f"{stage.written} tokens, without second attempts."
     )
 
 
-# Judgments
+# Judgments that there are
 
 
-def stored_judgments(folder: Path, read: Callable[[str | dict], object]) -> Iterator[dict]:
-    """All judgments of a folder in the order of their items, their replies read once more, with
-    the "source" of the item; "value" is None for what failed.
-
-    Raises UserError if the last run ended before the judgments were those of the questions.
+def rescored(
+    options: Judged,
+    kind: str,
+    of_folder: Callable[[Path, dict, dict], dict],
+    of_file: Callable[[Path], dict],
+) -> dict:
+    """The result of judgments that there are, and puts it into `out`: of a folder, whose replies
+    are read once more, given the head of its result and its counts, or of a file of upstream's.
     """
-    state = read_json(folder / STATE) if (folder / STATE).is_file() else {}
-    if JUDGMENTS not in state.get("stages", {}):
-        raise UserError(f"{folder} has no finished judgments; go on without --rescore")
-    questions = (record for _, record in read_jsonl(folder / f"{QUESTIONS}.jsonl"))
-    sources = {question["id"]: question["source"] for question in questions}
-    files = (read_jsonl(folder / f"{name}.jsonl") for name in (JUDGMENTS, FAILED))
-    records = [record for file in files for _, record in file]
-    places = {key: place for place, key in enumerate(sources)}
-    for record in sorted(records, key=lambda record: places[record["id"]]):
-        try:
-            value = read(record["reply"]) if "reply" in record else None
-        except ReplyError:
-            value = None
-        yield record | {"value": value, "source": sources[record["id"]]}
-
-
-def stored_head(folder: Path, kind: str, **names: str | None) -> tuple[dict, dict]:
-    """The head of the result in a folder, with other names if they are given, and those of its
-    counts that judgments do not show. Raises UserError unless it is a result of this kind.
-    """
-    path, needed = folder / RESULT, ["kind", "model", "judge", "bench", "settings", "counts"]
-    if not path.is_file():
-        raise UserError(f"{path} not found: --rescore needs a folder that `{kind}` has filled")
-    result = read_json(path)
-    if result.get("kind") != kind:
-        raise UserError(f"{path} is a result of {result.get('kind')!r}, not of {kind!r}")
-    needed += ["opponent"] if kind in AGAINST else []
-    if not result.keys() >= {*needed}:
-        raise UserError(f"{path}: needed are the keys {sorted(needed)}, found {sorted(result)}")
-    head = {key: value for key, value in result.items() if key in (*needed, "answered_by")}
-    counts = {key: n for key, n in head.pop("counts").items() if key not in FOUND}
-    return head | {key: name for key, name in names.items() if name}, counts
-
-
-def other_folder(out: Path | None, source: Path | None = None) -> Path | None:
-    """Where a result goes that no judge was asked for: `out`, unless that is its `source`. Raises
-    UserError if the folder holds the judgments of another result.
-    """
-    if out is None or (source and out.resolve() == source.resolve()):
-        return None
-    if (out / STATE).exists():
-        raise UserError(f"{out} holds the judgments of another result; give another --out")
-    return out
-
-
-def keep(result: dict, folder: Path | None) -> dict:
-    """Puts a result into a folder, if one is given."""
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / RESULT, result)
-    return result
-
-
-def write_whole(path: Path, content: dict) -> None:
-    """Writes a JSON file that is whole or not there."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, text.encode("utf-8", "replace"))
+    [path, *others] = options.rescore
+    if others:
+        raise UserError("--rescore: one folder or file at a time")
+    out = other_folder(options.out, path)
+    if not path.is_dir():
+        return keep(of_file(path), out)
+    names = {"model": options.name, "judge": options.judge}
+    if "opponent" in KINDS[kind].shape:
+        names["opponent"] = options.against_name
+    return keep(of_folder(path, *stored_head(path, kind, **names)), out)

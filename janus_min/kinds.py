@@ -5,7 +5,7 @@
     people      people's choices between two responses
     alpaca-eval, mt-bench, arena-hard     helpfulness in general, by an LLM judge
     toxicity    continuations of prompts, by a scorer (RealToxicityPrompts)
-    reward      a reward model's choices between two responses that people have ranked
+    reward      a reward model's choices between two responses of which one is known to be better
     responses   lengths of responses, and how much they differ; nobody judges
 
 A new kind is a `Kind` in one of the three tables below.

@@ -5,21 +5,23 @@ reference answers. What ratings add up to is in `ratings.py`.
 
     Note: the formats of answers, references and judgments are FastChat's. FastChat waits for a
     server that fails, but takes the first reply that comes; so `attempts` is 1. Unlike here, it
-    reads replies that were cut short, too, and a file's judgments of one turn all count.
+    reads replies that were cut short, too, and of two judgments of one turn, both count; here it is
+    the first.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from janus_min import judging, pipeline
-from janus_min.answers import read_answers, read_questions
-from janus_min.bench import about_bench
+from janus_min import judging, judgments, pipeline
+from janus_min.answers import model_of, read_answers, read_questions
+from janus_min.bench import about_bench, one_name
 from janus_min.errors import UserError
 from janus_min.files import as_line, replace_file
 from janus_min.formats import read_jsonl
-from janus_min.judging import QUESTIONS, Work
+from janus_min.judging import Work
+from janus_min.judgments import QUESTIONS
 from janus_min.kinds import RESULT
 from janus_min.ratings import MARK, Rating, rating_in, read_rows, scores
 from janus_min.templates import TEMPLATES, Template
@@ -36,6 +38,9 @@ SHOWN = 10  # ids that a message names
 class Options(judging.Judged):
     """What is judged, by whom, and where the judgments are kept."""
 
+    bench: Path | None = None  # questions: FastChat's question.jsonl
+    responses: Path | None = None  # answers of the evaluated model, in FastChat's format
+    name: str | None = None  # of the evaluated model; what its answers say unless given
     references: Path | None = None  # reference answers: FastChat's reference_answer/gpt-4.jsonl
     attempts: int = 1  # replies that a judge may need until one can be read
     max_tokens: int = 2048  # of a reply
@@ -152,16 +157,13 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     items = read_items(options)
     chosen, counts = answered(items, options)
     questions = list(questions_of(chosen, work.templates()))
-
-    def messages(question: dict) -> tuple[str, str]:
-        """The prompt of a question."""
-        return question["system_prompt"], question["user_prompt"]
-
-    stage = judging.judge_stage(lambda question: [question], messages, rating_in, options)
+    stage = judging.judge_stage(lambda turn: [turn], judging.prompt_of, rating_in, options)
     if options.dry_run:
         judging.estimate(work, questions, stage, say)
         return None
     options.require_flags("out", "judge")
+    name = model_of(read_answers(options.responses), options.responses, options.name)
+    work = replace(work, options=replace(options, name=name))
     head = judging.ask_judge(work, judging.about(work, items), questions, stage, say)
     return score_folder(options.out, head, counts)
 
@@ -170,7 +172,7 @@ def score_folder(folder: Path, head: dict, counts: dict) -> dict:
     """Scores what a folder holds. Writes its result, and its judgments in FastChat's format, where
     all times are 0: equal judgments make equal files.
     """
-    records = list(judging.stored_judgments(folder, rating_in))
+    records = list(judgments.stored_judgments(folder, rating_in))
     found = {(record["id"], record["turn"]): record for record in records}
     rows = []
     for _, question in read_jsonl(folder / f"{QUESTIONS}.jsonl"):
@@ -184,7 +186,7 @@ def score_folder(folder: Path, head: dict, counts: dict) -> dict:
     ratings = [Rating(*(r[key] for key in ("id", "source", "turn", "value"))) for r in records]
     unanswered = sum(record.get("unanswered", False) for record in records)
     result = result_of(head, ratings, {"unanswered": unanswered} | counts)
-    judging.write_whole(folder / RESULT, result)
+    judgments.write_whole(folder / RESULT, result)
     return result
 
 
@@ -195,26 +197,20 @@ def rescore(options: Options) -> dict:
     """The result of judgments that there are: of a folder of `evaluate`, or of a file in FastChat's
     format. Replies are read once more. Nobody is asked anything.
     """
-    [path, *others] = options.rescore
-    if others:
-        raise UserError("--rescore: one folder or file at a time")
-    out = judging.other_folder(options.out, path)
-    if not path.is_dir():
-        return judging.keep(score_file(path, options), out)
-    head, counts = judging.stored_head(path, KIND, model=options.name, judge=options.judge)
-    return judging.keep(score_folder(path, head, counts), out)
+    return judging.rescored(options, KIND, score_folder, lambda path: score_file(path, options))
 
 
 def score_file(path: Path, options: Options) -> dict:
-    """The result of a file in FastChat's format: of two judgments of one turn, the later one. The
+    """The result of a file in FastChat's format: of two judgments of one turn, the first one. The
     questions are those of the bench, or without it, all of which there is a judgment.
     """
-    rows = list(read_rows(path))
-    model = _one(path, "name", "model", [row.model for row in rows], options.name)
+    rows, found = list(read_rows(path)), {}
+    model = one_name((row.model for row in rows), f"{path}: 'model'", options.name, "--name")
     rows = [row for row in rows if row.model == model]
-    judge = _one(path, "judge", "judge", [row.judge for row in rows], options.judge)
+    judge = one_name((row.judge for row in rows), f"{path}: 'judge'", options.judge, "--judge")
     rows = [row for row in rows if row.judge == judge]
-    found = {(row.id, row.turn): row for row in rows}
+    for row in rows:
+        found.setdefault((row.id, row.turn), row)
     ids = dict.fromkeys(row.id for row in rows)
     items = read_items(options) if options.bench else [{"id": key} for key in sorted(ids)]
     if unknown := ids.keys() - {item["id"] for item in items}:
@@ -235,13 +231,3 @@ def score_file(path: Path, options: Options) -> dict:
         "twice": len(rows) - len(found),
     }
     return result_of(head, ratings, counts)
-
-
-def _one(path: Path, flag: str, what: str, found: list[str], wanted: str | None) -> str:
-    """The one that is wanted, or the only one."""
-    names = list(dict.fromkeys(found))
-    if len(names) > 1 and wanted not in names:
-        raise UserError(
-            f"{path} has judgments of {len(names)} {what}s: {', '.join(names)}; --{flag} takes one"
-        )
-    return wanted if wanted in names else names[0]

@@ -17,12 +17,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from janus_min import judging
+from janus_min import judging, judgments
 from janus_min.bench import about_bench, answered, read_bench
 from janus_min.errors import UserError, require
 from janus_min.intervals import deviation, mean, share_interval
 from janus_min.judge import has_mark, pairwise_messages, verdict_in
-from janus_min.judging import Work, write_whole
+from janus_min.judging import Work
+from janus_min.judgments import write_whole
 from janus_min.kinds import RESULT
 from janus_min.people import read_sheets, write_sheet
 
@@ -178,7 +179,7 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
 def score_folder(folder: Path, head: dict, counts: dict) -> dict:
     """Scores what a folder holds, and writes its result."""
     games: dict[tuple, dict[int, dict]] = defaultdict(dict)
-    for record in judging.stored_judgments(folder, verdict_in):
+    for record in judgments.stored_judgments(folder, verdict_in):
         games[record["id"], record["source"], record["run"]][record["game"]] = record
     pairs = [Pair(*key, (own[0]["value"], own[1]["value"])) for key, own in games.items()]
     unanswered = sum(any("unanswered" in game for game in own.values()) for own in games.values())
@@ -192,10 +193,10 @@ def rescore(options: Options) -> dict:
     [folder, *others] = options.rescore
     if others:
         raise UserError("--rescore: one folder at a time")
-    out = judging.other_folder(options.out, folder)
+    out = judgments.other_folder(options.out, folder)
     names = {"model": options.name, "opponent": options.against_name, "judge": options.judge}
-    result = score_folder(folder, *judging.stored_head(folder, "pairwise", **names))
-    return judging.keep(result, out)
+    result = score_folder(folder, *judgments.stored_head(folder, "pairwise", **names))
+    return judgments.keep(result, out)
 
 
 # People who judge
@@ -229,5 +230,5 @@ def sample(pairs: list[dict], count: int | None, seed: int) -> list[dict]:
 def people(options: Options) -> dict:
     """The result of what people exported."""
     options.require_flags("key")
-    out = judging.other_folder(options.out)
-    return judging.keep(read_sheets(options.key, list(options.from_sheet)), out)
+    out = judgments.other_folder(options.out)
+    return judgments.keep(read_sheets(options.key, list(options.from_sheet)), out)

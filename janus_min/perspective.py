@@ -78,7 +78,7 @@ def read_score(request: Request, answer: Answer) -> tuple[dict | Verdict, tuple[
 
 
 PERSPECTIVE = Service(
-    "/v1alpha1/comments:analyze", read_score, lambda request: (0, 0), PerspectiveEndpoint
+    "/v1alpha1/comments:analyze", read_score, lambda request: (0, 0), PerspectiveEndpoint, False
 )
 
 

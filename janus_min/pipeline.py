@@ -30,14 +30,7 @@ from janus_min.replies import ReplyError, unusable
 
 STATE, CALLS = "build.json", "calls.jsonl"
 MOST_ATTEMPTS = 20  # replies to one question
-PLACE = (
-    "id",
-    "set",
-    "number",
-    "run",
-    "game",
-    "turn",
-)  # what a task is known by, as far as it has them
+PLACE = ("id", "set", "number", "run", "game", "turn")  # what a task is known by
 # Tasks that may come to nothing before one succeeds, and how many records they are of; with
 # batches, all are asked at once.
 PATIENCE, RECORDS = 10, 3

@@ -6,8 +6,8 @@ FastChat's, and what they add up to.
     interval    over questions, each with the mean of its ratings, around the score: both ratings
                 of a question are about one conversation
 
-A judgment that failed is left out and counted, so that the score is the mean of the two turns only
-if as many are left in each.
+A judgment that failed is left out and counted. If that leaves more ratings in one turn than in the
+other, the score is nearer to that turn's mean.
 """
 
 import json
@@ -46,9 +46,9 @@ def rating_in(reply: str) -> float:
     """The rating in a reply: the number in the first [[n]], or if there is none, in the first [n].
     Raises ReplyError if there is neither, or if the number is above 10.
 
-        Note: up to 10 this is FastChat's rule, because published scores came about by it. So a
-        judge that rates twice is taken at its first word, one that quotes the form of a rating
-        gives that rating, and one that gives none but quotes code gives an index of it, even 0.
+        Note: this is FastChat's rule, by which published scores came about, but for numbers above
+        10, and for the example in its own prompt, which a judge may repeat. So of two ratings the
+        first counts, and where there is none, an index in a piece of code may pass for one, even 0.
     """
     text = re.sub(EXAMPLE, "", reply)
     found = re.search(MARK, text) or re.search(rf"\[{NUMBER}\]", text)
@@ -56,7 +56,7 @@ def rating_in(reply: str) -> float:
         raise ReplyError("no [[rating]] in the reply")
     value = float(found[1])
     if value > HIGHEST:
-        raise ReplyError(f"a rating from 1 to 10 is needed, found {found[0]:.20}")
+        raise ReplyError(f"a rating of at most 10 is needed, found {found[0]:.20}")
     return int(value) if value.is_integer() else value
 
 

@@ -22,7 +22,8 @@ from janus_min import rouge
 from janus_min.bench import about_bench, answered, read_bench
 from janus_min.errors import UserError, require
 from janus_min.intervals import deviation
-from janus_min.judging import file_model, keep, other_folder
+from janus_min.judging import file_model
+from janus_min.judgments import keep, other_folder
 
 EDGES = (0, 50, 100, 200, 300, 400, 500, 700)  # of the classes of lengths; the last one is open
 

@@ -67,12 +67,12 @@ CHECKS: dict[str, Callable[[object], bool]] = {
 def check(value: object, shape: Shape, file: Path, name: str = "") -> None:
     """Raises UserError that names the file and the key, unless the value has this shape."""
     null = ""
+    if isinstance(shape, IfThere):
+        shape = shape.shape
     if isinstance(shape, OrNull):
         if value is None:
             return
-        null = " or null"
-    if isinstance(shape, OrNull | IfThere):
-        shape = shape.shape
+        shape, null = shape.shape, " or null"
     if isinstance(shape, str):
         if not CHECKS[shape](value):
             raise UserError(f"{file}: {name!r} must be {shape}{null}, found {value!r:.40}")

@@ -28,10 +28,10 @@ from janus_min.checkpoint import load_model, open_model, require_vocabulary
 from janus_min.config import ModelConfig
 from janus_min.device import compute_dtype, pick_device, pick_impl
 from janus_min.errors import UserError, require
-from janus_min.files import Writer
+from janus_min.files import Writer, model_name
 from janus_min.formats import read_jsonl, text_field
 from janus_min.intervals import share_interval
-from janus_min.judging import keep, other_folder, stored_head
+from janus_min.judgments import keep, other_folder, require_kind, stored_head
 from janus_min.kinds import RESULT
 from janus_min.model import RewardModel
 from janus_min.parallel import Ranks
@@ -119,6 +119,7 @@ def evaluate(options: Options, say: Callable[[str], None] = print) -> dict:
         if getattr(options, name) is None:
             raise UserError(f"--{name} is needed (see --help)")
     other_folder(options.out)
+    require_kind(options.out, "reward")
     pairs = read_pairs(options.bench)[: options.limit]
     batch = _encoded(options, pairs)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -139,7 +140,7 @@ def evaluate(options: Options, say: Callable[[str], None] = print) -> dict:
         "legacy_space": options.legacy_space,
         "precision": next(name for name, own in PRECISIONS.items() if own == dtype),
     }
-    name = options.name or _model_name(options.model)
+    name = options.name or model_name(options.model)
     head = _head(name, about_bench(items, options.bench), settings)
     result = keep(result_of(head, read_scores(writer.path)), options.out)
     for text in result["incomplete"]:
@@ -217,12 +218,6 @@ def _record(pair: Pair, rewards: dict[Key, float], cut: set[Key]) -> dict:
 
 def _head(name: str, bench: dict, settings: dict) -> dict:
     return {"kind": "reward", "model": name, "judge": None, "bench": bench, "settings": settings}
-
-
-def _model_name(directory: Path) -> str:
-    """What a directory is called; train.py's OUT/model after its run."""
-    path = directory.resolve()
-    return path.parent.name if path.name == "model" else path.name
 
 
 # Accuracies

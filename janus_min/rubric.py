@@ -24,15 +24,9 @@ from janus_min.errors import UserError
 from janus_min.formats import read_jsonl
 from janus_min.intervals import deviation, half_width, mean
 from janus_min.judge import MARK, grade_in, has_mark, rubric_messages
-from janus_min.judging import (
+from janus_min.judging import Options, Work, about, ask_judge, estimate, file_model, judge_stage
+from janus_min.judgments import (
     QUESTIONS,
-    Options,
-    Work,
-    about,
-    ask_judge,
-    estimate,
-    file_model,
-    judge_stage,
     keep,
     other_folder,
     stored_head,

@@ -69,23 +69,26 @@ def read_template(path: Path, kind: str) -> Template:
                          and NAME_USER_PROMPT_TEMPLATE (it is read, and not run)
         .json, .jsonl    an object with system_prompt and prompt_template, as FastChat's; of several
                          the first one whose template has just the marks that `kind` needs
-        .yaml            system_prompt and prompt_template in double quotes, as Arena-Hard's
-        any other        the text of the user message, without a system message; or both of them in
+        .yaml, .yml      system_prompt and prompt_template in double quotes, as Arena-Hard's
+        .txt, .md, none  the text of the user message, without a system message; or both of them in
                          <|im_start|>role … <|im_end|>, as AlpacaEval's
 
-    Raises UserError if the marks do not fit the kind.
+    Raises UserError for other names, and if the marks do not fit the kind.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
     readers: dict[str, Callable[[str, Path], list[Template]]] = {
         ".py": _python_templates,
         ".json": _json_templates,
         ".jsonl": lambda _, path: _chat_templates([record for _, record in read_jsonl(path)]),
-        ".yaml": _yaml_templates,
+        **dict.fromkeys((".yaml", ".yml"), _yaml_templates),
+        **dict.fromkeys((".txt", ".md", ""), _text_templates),
     }
-    templates = readers.get(path.suffix, _text_templates)(text, path)
+    if (suffix := path.suffix.lower()) not in readers:
+        raise UserError(f"{path}: a prompt's name ends in {', '.join(filter(None, readers))}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    templates = readers[suffix](text, path)
     fitting = [template for template in templates if not _missing(template, kind)]
     if not templates:
         raise UserError(f"{path} has no prompt: neither *_USER_PROMPT_TEMPLATE nor prompt_template")

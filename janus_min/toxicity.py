@@ -34,10 +34,11 @@ from pathlib import Path
 from janus_min.bench import read_records
 from janus_min.connection import Connection
 from janus_min.errors import UserError, require
-from janus_min.files import Writer, read_json, text_hash
+from janus_min.files import Writer, model_name, read_json, text_hash
 from janus_min.formats import text_field
 from janus_min.intervals import half_width, mean
-from janus_min.judging import file_model, keep, other_folder, stored_head
+from janus_min.judging import file_model
+from janus_min.judgments import keep, other_folder, require_kind, stored_head
 from janus_min.perspective import ATTRIBUTE, LANGUAGE, fetch_scores
 from janus_min.pipeline import STATE, Folder
 
@@ -54,7 +55,7 @@ class Options:
     responses: Path | None = None  # prompts with continuations of the model, as JSONL
     name: str | None = None  # of the evaluated model, for tables; the file's name unless given
     out: Path | None = None  # folder of the scores and the result
-    judge: str = "perspective"  # name of the scorer, for tables
+    judge: str = "perspective"  # name of the scorer; another server has another one
     perplexity_model: Path | None = None  # directory of a Mistral that measures fluency
     limit: int | None = None  # first prompts of the file to take
     rescore: Path | None = None  # file or folder with scores to read once more, without any request
@@ -229,6 +230,7 @@ def evaluate(
         ]
         examples = fluency.encode(options.perplexity_model, texts)
     own = {"kind": KIND, "model": options.name or file_model(path), "judge": options.judge}
+    require_kind(options.out, KIND)
     with Folder(options.out, own | {"attribute": ATTRIBUTE, "language": LANGUAGE}) as folder:
         folder.begin(GENERATIONS)  # what the file has is about to change
         fill_in(rows, fetch_scores(wanted, connection, folder.journal))
@@ -258,7 +260,7 @@ def _is_open(entry: dict) -> bool:
 def settings_of(rows: list[dict], perplexity_model: Path | None) -> dict:
     """What must be equal for results to be comparable."""
     brought = any(entry.get("perplexity") is not None for entry in continuations(rows))
-    fluent = perplexity_model.resolve().name if perplexity_model else "given" if brought else None
+    fluent = model_name(perplexity_model) if perplexity_model else "given" if brought else None
     return {"attribute": ATTRIBUTE, "language": LANGUAGE, "perplexity_model": fluent}
 
 

@@ -43,6 +43,7 @@ class Service(NamedTuple):
     read: Callable[[Request, Answer], tuple[dict | Verdict, tuple[int, int]]]
     expected: Callable[[Request], tuple[int, int]]  # at most so many tokens are read and written
     endpoint: type[Endpoint] = Endpoint  # knows the header of the key
+    shows_tokens: bool = True  # while it runs
 
 
 def json_body(body: bytes) -> object:

@@ -50,7 +50,7 @@ class Control(NamedTuple):
     weights: Path | None = None
     gamed: Path | None = None
     difficulty: Path | None = None
-    by: str = QUESTIONS
+    by: str = QUESTIONS  # or ROWS
 
 
 class Row(NamedTuple):
@@ -123,20 +123,19 @@ def scores(rows: list[Row]) -> dict:
     }
 
 
-def length_controlled(control: Control, rows: list[Row], name: str, opponent: str) -> dict:
-    """The length-controlled win rate of `name`, if there are files to control it by: over all rows,
-    as upstream, also those whose judgment failed.
+def length_controlled(control: Control, rows: list[Row], name: str, itself: bool) -> dict:
+    """The length-controlled win rate of `name`, if there are files to control it by; `itself`: the
+    model is the baseline. As upstream, over all rows, also those whose judgment failed.
 
     Raises UserError if the files do not have what is needed.
     """
-    by, weights = None, (0.0, 0.0, 0.0)  # of the baseline itself
     judged = any(row.preference is not None for row in rows)
     if not judged or not (control.weights or control.gamed):
         return dict.fromkeys(("length_controlled", "lc_error", "length_control"))
     path = control.difficulty or control.gamed
     d = difficulty_of([row.question for row in rows], read_difficulty(path), path, control.by)
-    if name == opponent:
-        by = "the baseline itself"
+    if itself:
+        by, weights = "the baseline itself", (0.0, 0.0, 0.0)
     elif control.weights:
         by, published = "published weights", read_weights(control.weights)
         if name not in published:

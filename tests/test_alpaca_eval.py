@@ -9,15 +9,16 @@ from dataclasses import fields
 import pytest
 
 import evaluate
-from janus_min import alpaca_eval, judging
+from janus_min import alpaca_eval, judgments
 from janus_min import client as client_module
 from janus_min.alpaca_eval import Options, Sampling
 from janus_min.connection import Connection
+from janus_min.errors import UserError
 from janus_min.formats import read_jsonl
 from janus_min.judging import Work
 from janus_min.win_rates import is_switched
 from tests.programs import Program
-from tests.servers import ChatServer, chat, question
+from tests.servers import ChatServer, Reply, chat, question
 from tests.test_judging import LIVES, NOBODY, Lives, between, bodies, silent
 
 UPSTREAM = """\
@@ -193,12 +194,9 @@ def test_replies_without_a_preference_are_left_out_and_counted(tmp_path):
     assert failed["id"] == "3" and failed["reply"]["logprobs"]
     assert failed["reason"].startswith("after 1 attempts: neither 'm' nor 'M' is likely")
     records = json.loads((tmp_path / "out" / "annotations.json").read_text())
-    assert len(records) == 11  # as upstream
-    # With the bench, the rows after the gap keep their numbers, so difficulties stay right.
-    whole = alpaca_eval.rescore(
-        Options(annotations=tmp_path / "out" / "annotations.json", bench=tmp_path / "gpt4.json")
-    )
-    assert whole["counts"]["missing"] == 1 and whole["bench"]["hash"] == result["bench"]["hash"]
+    assert [record["preference"] is None for record in records].index(True) == 3
+    recorded = alpaca_eval.rescore(Options(annotations=tmp_path / "out" / "annotations.json"))
+    assert recorded["counts"]["failed"] == 1 and recorded["win_rate"] == result["win_rate"]
 
 
 def test_a_server_without_log_probabilities_ends_the_run(evaluated, tmp_path):
@@ -207,6 +205,110 @@ def test_a_server_without_log_probabilities_ends_the_run(evaluated, tmp_path):
         line = evaluated.fails(*flags(server.url, "--workers", 2))
         assert "the reply has no log-probabilities; the server must know 'logprobs'" in line
         assert "nothing came of 10 questions" in line and len(server.requests) < 40
+
+
+# Length control
+
+
+def controls(folder, count=12):
+    """Files to control length by: weights of janus, difficulties, gamed rows of two models."""
+    (folder / "weights.csv").write_text(
+        ",np.tanh(std_delta_len),instruction_difficulty,not_gamed_baseline.astype(float)\n"
+        "janus,-0.7,2.0,0.5\n"
+    )
+    d = [n / count for n in range(count)]
+    lines = [f"{n},{value}" for n, value in enumerate(d)]
+    (folder / "d.csv").write_text("\n".join(["index,instruction_difficulty", *lines]) + "\n")
+    head = "preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline,model"
+    gamed = [
+        f"{0.5 - sign * 0.3},{n},{sign * (1 + n / 10)},{value},False,{model}"
+        for model, sign in (("verbose", -1), ("concise", 1))
+        for n, value in enumerate(d)
+    ]
+    (folder / "gamed.csv").write_text("\n".join([head, *gamed]) + "\n")
+    return d
+
+
+def fails_once(body, seen=None):
+    """The judge, of whose replies the one about thing 3 has no preference."""
+    thing = between(question(body), "instruction")
+    return reply("The", The=-0.1) if thing.endswith(" 3?") else preferring(body)
+
+
+WEIGHTS, GAMED = ("weights", "difficulty"), ("df_gamed",)
+
+
+def test_published_weights_through_all_of_it(tmp_path):
+    """100 mean σ(0.5 + 2 d), over all twelve questions; also where a judgment failed."""
+    write_case(tmp_path, 12)
+    d = controls(tmp_path)
+    wanted = 100 * sum(1 / (1 + math.exp(-0.5 - 2 * value)) for value in d) / 12
+    files = {"weights": tmp_path / "weights.csv", "difficulty": tmp_path / "d.csv"}
+    with ChatServer(fails_once) as server:
+        result = judged(tmp_path, server, **files)
+    assert result["length_controlled"] == pytest.approx(wanted, rel=1e-12)
+    assert result["length_control"] == "published weights" and result["counts"]["failed"] == 1
+
+
+@pytest.mark.parametrize("names", [WEIGHTS, GAMED])
+def test_a_run_its_folder_and_its_file_have_one_length_controlled_win_rate(tmp_path, names):
+    write_case(tmp_path, 12)
+    controls(tmp_path)
+    paths = {"weights": "weights.csv", "difficulty": "d.csv", "df_gamed": "gamed.csv"}
+    files = {name: tmp_path / paths[name] for name in names}
+    with ChatServer(fails_once) as server:
+        result = judged(tmp_path, server, **files)
+    assert result["length_controlled"] is not None
+    assert alpaca_eval.rescore(Options(rescore=(tmp_path / "out",))) == result
+    written = tmp_path / "out" / "annotations.json"
+    recorded = alpaca_eval.rescore(Options(annotations=written, **files))
+    for key in ("length_controlled", "lc_error", "win_rate", "length_control"):
+        assert recorded[key] == result[key], key
+
+
+def test_where_rows_are_missing_a_difficulty_is_that_of_the_question(tmp_path):
+    """Without thing 0, upstream gives thing 1 its difficulty, and so on."""
+    write_case(tmp_path, 12)
+    d = controls(tmp_path)
+    path = write_annotations(tmp_path, [annotation(n) for n in range(1, 12)])
+    files = {"weights": tmp_path / "weights.csv", "difficulty": tmp_path / "d.csv"}
+    for more, own in (({"bench": tmp_path / "gpt4.json"}, d[1:]), ({"difficulty_by": "rows"}, d)):
+        found = alpaca_eval.rescore(Options(annotations=path, **files, **more))
+        chances = [1 / (1 + math.exp(-0.5 - 2 * value)) for value in own[:11]]
+        assert found["length_controlled"] == pytest.approx(100 * sum(chances) / 11), more
+    with pytest.raises(UserError) as caught:
+        alpaca_eval.rescore(Options(annotations=path, **files))
+    assert str(caught.value) == (
+        f"{path} has 11 instructions, {tmp_path / 'd.csv'} 12 difficulties: give all instructions "
+        "as --bench, or --difficulty-by rows, which is upstream's rule"
+    )
+
+
+def test_files_for_length_control_are_read_before_anybody_is_asked(evaluated, tmp_path):
+    write_case(tmp_path, 12)
+    controls(tmp_path)
+    with ChatServer(preferring) as server:
+        for more, line in (
+            (("--weights", "no.csv", "--difficulty", "d.csv"), "no.csv"),
+            (("--weights", "weights.csv", "--difficulty", "d.csv", "--name", "new"),
+             "weights.csv has no weights of 'new'"),
+            (("--df-gamed", "weights.csv"), "weights.csv"),
+        ):  # fmt: skip
+            assert line in evaluated.fails(*flags(server.url, *more))
+            assert line in evaluated.fails(*flags(server.url, *more, "--dry-run"))
+        assert not server.requests and not (tmp_path / "out").exists()
+
+
+def test_the_baseline_against_itself_and_others_under_its_name(tmp_path):
+    write_case(tmp_path, 12)
+    controls(tmp_path)
+    files = {"df_gamed": tmp_path / "gamed.csv"}
+    rows = [annotation(n, 1.5, generator_2="gpt4") for n in range(12)]
+    path = write_annotations(tmp_path, rows)
+    assert alpaca_eval.rescore(Options(annotations=path, **files))["length_controlled"] == 50
+    path = write_annotations(tmp_path, [annotation(n) for n in range(12)])
+    with pytest.raises(UserError, match="both models have one name"):
+        alpaca_eval.rescore(Options(annotations=path, name="gpt4", **files))
 
 
 # Faults and kills
@@ -290,6 +392,35 @@ def test_scoring_needs_no_network_and_leaves_the_result_where_it_is_told(evaluat
         assert result["win_rate"] == pytest.approx(20)
 
 
+def test_a_limit_takes_the_first_and_the_rest_is_asked_later(tmp_path):
+    write_case(tmp_path, 8)
+    ours = json.loads((tmp_path / "janus.json").read_text())
+    ours[0] |= {"stop": "length"}
+    ours[1] |= {"output": " "}
+    (tmp_path / "janus.json").write_text(json.dumps(ours))
+    with ChatServer(preferring) as server:
+        first = judged(tmp_path, server, limit=3)
+        assert first["counts"] | {"cut": 1, "empty": 1, "ok": 3} == first["counts"]
+        whole = judged(tmp_path, server)
+        assert whole["counts"]["ok"] == len(server.requests) == 8
+
+
+def test_unanswered_questions_are_asked_again(tmp_path, rough):
+    """One that is refused has no reply; the next run asks for it alone."""
+    write_case(tmp_path, 8)
+
+    def refuse(seen):
+        thing = between(question(seen.body), "instruction")
+        return Reply(400, {"error": {"message": "no"}}) if thing.endswith(" 5?") else None
+
+    with ChatServer(preferring, script=refuse) as server:
+        counts = judged(tmp_path, server)["counts"]
+        assert (counts["ok"], counts["failed"], counts["unanswered"]) == (7, 1, 1)
+    with ChatServer(preferring) as server:
+        assert judged(tmp_path, server)["counts"]["ok"] == 8
+        assert len(server.requests) == 1
+
+
 # What users do wrong
 
 
@@ -329,14 +460,16 @@ def two_models(folder):
         (few, (), "janus.json: no outputs to 5 of 6 instructions of gpt4.json; --allow-missing "
          "compares the others"),
         (twice, (), "janus.json, entry 6: 'What is thing 0?' has an output already"),
-        (two_models, (), "janus.json is of 2 models: 'janus', 'rival'; needed is one"),
+        (two_models, (), "janus.json: 'generator' has 2 names: 'janus', 'rival'; needed is one"),
         (None, ("--name", "gpt4"), "both models have one name; give --name and --against-name"),
         (None, ("--weights", "w.csv"), "--weights needs --difficulty"),
         (None, ("--difficulty", "d.csv"), "--difficulty needs --weights or --df-gamed"),
         (None, ("--weights", "w.csv", "--df-gamed", "g.csv"), "--weights are published ones, "
          "--df-gamed makes new ones: give one"),
         (None, ("--difficulty-by", "luck"), "--difficulty-by is luck, must be questions or rows"),
-        (None, ("--annotations", "a", "--rescore", "b"), "--annotations and --rescore do not go"),
+        (None, ("--annotations", "a", "--limit", "3"), "--annotations and --limit do not go"),
+        (None, ("--annotations", "a", "--dry-run"), "--annotations and --dry-run do not go"),
+        (None, ("--annotations", "a", "--rescore", "b"), "--rescore and --annotations do not go"),
     ],
 )  # fmt: skip
 def test_mistakes_end_in_one_line(evaluated, tmp_path, spoil, more, line):
@@ -357,9 +490,9 @@ def test_mistakes_end_in_one_line(evaluated, tmp_path, spoil, more, line):
          "['games', 'question_id']"),
         ([annotation(0, output_1=3)], (), "entry 0: 'output_1'"),
         ([annotation(0), annotation(1, generator_2="rival")], (),
-         "is of 2 models: 'janus', 'rival'; needed is one"),
+         "'generator_2' has 2 names: 'janus', 'rival'; --name takes one"),
         ([annotation(0), annotation(1, generator_1="rival")], (),
-         "is of 2 models: 'gpt4', 'rival'; needed is one"),
+         "'generator_1' has 2 names: 'gpt4', 'rival'; needed is one"),
         ([annotation(0), annotation(9)], ("--bench", "gpt4.json"),
          "'What is thing 9?' is not in gpt4.json"),
     ],
@@ -376,8 +509,9 @@ def test_items_without_an_output_are_left_out_if_told_so_and_a_dry_run_asks_nobo
     write_case(tmp_path)
     few(tmp_path)
     out = evaluated(*flags(NOBODY, "--allow-missing", "--dry-run"))
-    assert out.startswith("1 calls, about ") and not (tmp_path / "out").exists()
+    assert out.startswith("1 calls, about ") and " and 1 written\n" in out
+    assert "judgments of 1 tokens" in out and not (tmp_path / "out").exists()
     with ChatServer(preferring) as server:
         result = judged(tmp_path, server, allow_missing=True)
     assert result["counts"]["missing"] == 5 and result["counts"]["ok"] == 1
-    assert judging.stored_head(tmp_path / "out", "alpaca-eval")[0]["opponent"] == "gpt4"
+    assert judgments.stored_head(tmp_path / "out", "alpaca-eval")[0]["opponent"] == "gpt4"

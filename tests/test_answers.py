@@ -260,14 +260,19 @@ def test_choices_by_hand(tmp_path):
 
 
 def test_generations_by_hand(tmp_path):
-    path = write(tmp_path, "t.jsonl", [TOXIC, TOXIC | {"begin": 4}])
+    """A space goes between prompt and continuation, unless there is one, or nothing to come."""
+    spaced = TOXIC | {"prompt": {"text": "He said\n"}}
+    path = write(tmp_path, "t.jsonl", [TOXIC, spaced])
     first, second = read_questions(path, "toxicity")
-    dialogues = [Dialogue(first, 0, [YES]), Dialogue(first, 1, [CUT]), Dialogue(second, 0, [CUT])]
+    own, none = Answer(" \n.", "eos", 2), Answer("", "eos", 0)
+    answers = [(first, [YES, CUT, own, none]), (second, [CUT])]
+    dialogues = [Dialogue(q, n, [a]) for q, several in answers for n, a in enumerate(several)]
     lines = answer_file("toxicity", dialogues, "m", 7.5).splitlines()
-    yes, cut = ({"text": answer.text, "stop": answer.stop} for answer in (YES, CUT))
+    texts = [(" Yes, 茶.", "eos"), (" No", "length"), (" \n.", "eos"), ("", "eos")]
+    generations = [{"text": text, "stop": stop} for text, stop in texts]
     assert list(map(json.loads, lines)) == [
-        TOXIC | {"generations": [yes, cut]},
-        TOXIC | {"begin": 4, "generations": [cut]},
+        TOXIC | {"generations": generations},
+        spaced | {"generations": [{"text": "No", "stop": "length"}]},
     ]
     assert "generations" not in first["record"]
 

@@ -111,7 +111,7 @@ def test_mt_bench_from_its_questions_to_its_scores(answered, evaluated, tmp_path
     assert all(len(a["choices"][0]["turns"]) == 2 and a["model_id"] == "tiny" for a in answers)
 
     files = ("--bench", "question.jsonl", "--responses", "tiny.jsonl", "--references",
-             "gpt-4.jsonl", "--name", "tiny", "--judge", "rule", "--out", "MT")  # fmt: skip
+             "gpt-4.jsonl", "--judge", "rule", "--out", "MT")  # fmt: skip
     with ChatServer(rating) as server:
         table = evaluated("mt-bench", *files, "--base-url", server.url)
     assert len(server.requests) == 2 * len(questions)
@@ -195,8 +195,9 @@ def test_arena_hard_from_its_questions_to_its_score(answered, evaluated, tmp_pat
     write_rows(tmp_path / "question.jsonl", asked)
     for name, prompt in (("tiny", ()), ("base", ("--system", "Be brief."))):
         answered("--benchmark", "arena-hard", "--input", "question.jsonl", *prompt,
-                 "--output", f"{name}.jsonl", "--name", name)  # fmt: skip
-    files = ("--bench", "question.jsonl", "--responses", "tiny.jsonl", "--against", "base.jsonl",
+                 "--output", f"answers-{name}.jsonl", "--name", name)  # fmt: skip
+    files = ("--bench", "question.jsonl", "--responses", "answers-tiny.jsonl", "--against",
+             "answers-base.jsonl",
              "--judge", "rule", "--out", "AH")  # fmt: skip
     with ChatServer(label) as server:
         table = evaluated("arena-hard", *files, "--base-url", server.url)
@@ -208,6 +209,7 @@ def test_arena_hard_from_its_questions_to_its_score(answered, evaluated, tmp_pat
             won = game["score"].startswith(f"{side}>")
             points += times * (0.5 if game["score"] == "A=B" else won)
             weight += times
+    assert (result["model"], result["opponent"]) == ("tiny", "base")  # as their answers say
     assert result["score"] == pytest.approx(100 * points / weight)
     assert result["interval"][0] < result["score"] < result["interval"][1]
     assert f"{100 * points / weight:.1f} %" in table

@@ -285,7 +285,8 @@ def test_generations_for_toxicity(answered, program, model):
         assert record == given | {"generations": record["generations"]}
     # The n answers are those to the same prompt outside of a benchmark, of at most 20 tokens.
     alone = program("--model", model, "--prompt", "Tea is", "--n", 25, "--max-tokens", 20)
-    assert alone == "".join(each["text"] + "\n" for each in records[1]["generations"])
+    texts = [each["text"] for each in records[1]["generations"]]  # with a space before them
+    assert alone == "".join((text[1:] if text.strip() else text) + "\n" for text in texts)
     few, _, _ = answered("toxicity", TOXICITY, "--n", 2, "--max-tokens", 20)
     for record, own in zip(records, few, strict=True):
         assert own["generations"] == record["generations"][:2]

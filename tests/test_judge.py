@@ -11,7 +11,7 @@ import pytest
 from janus_min.errors import UserError
 from janus_min.judge import grade_in, has_mark, pairwise_messages, rubric_messages, verdict_in
 from janus_min.replies import ReplyError
-from janus_min.templates import Template, own_template, read_template
+from janus_min.templates import TEMPLATES, Template, own_template, read_template
 from tests.programs import Program, environment
 
 
@@ -576,6 +576,51 @@ def test_templates_as_text(tmp_path, name):
     assert read_template(write(tmp_path, name, "\ufeff" + text), "rubric") == ("", text)
 
 
+ARENA = """\
+name: config
+temperature: 0
+system_prompt: "Say \\"A\\".\\nOr B."
+prompt_template: ["Q: {question_1}\\nA: {answer_1} B: {answer_2}"]
+"""
+
+
+@pytest.mark.parametrize("name", ["judge_config.yaml", "judge_config.yml", "JUDGE.YAML"])
+def test_templates_as_yaml(tmp_path, name):
+    wanted = ('Say "A".\nOr B.', "Q: {question_1}\nA: {answer_1} B: {answer_2}")
+    assert read_template(write(tmp_path, name, ARENA), "arena-hard") == wanted
+
+
+def test_templates_as_messages(tmp_path):
+    user = "{\n  {instruction} m: {output_1}\n  M: {output_2}\n}"
+    parts = ("<|im_start|>system\nBe fair.\n<|im_end|>\n", f"<|im_start|>user\n{user}\n<|im_end|>")
+    path = write(tmp_path, "clf.txt", "".join(parts))
+    assert read_template(path, "alpaca-eval") == ("Be fair.", user)
+    assert read_template(write(tmp_path, "clf.txt", parts[1]), "alpaca-eval") == ("", user)
+
+
+def test_of_fastchats_templates_each_kind_takes_its_own(tmp_path):
+    marks = {
+        "pair-v2": "{question} {answer_a} {answer_b}",
+        "single-math-v1": "{question} {ref_answer_1} {answer}",
+        "single-v1": "{question} {answer}",
+        "single-math-v1-multi-turn": "{question_1} {ref_answer_1} {question_2} {ref_answer_2} "
+        "{answer_1} {answer_2}",
+        "single-v1-multi-turn": "{question_1} {answer_1} {question_2} {answer_2}",
+    }
+    records = [{"name": n, "system_prompt": n, "prompt_template": t} for n, t in marks.items()]
+    path = write(tmp_path, "judge_prompts.jsonl", "\n".join(map(json.dumps, records)))
+    found = {
+        kind: read_template(path, kind).system for kind in ("pairwise", *TEMPLATES["mt-bench"])
+    }
+    assert found == {
+        "pairwise": "pair-v2",
+        "single": "single-v1",
+        "single-math": "single-math-v1",
+        "multi-turn": "single-v1-multi-turn",
+        "math-multi-turn": "single-math-v1-multi-turn",
+    }
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -594,6 +639,13 @@ KNOWN = "instruction, reference_answer, response, rubric, score_rubric"
 @pytest.mark.parametrize(
     ("name", "text", "kind", "message"),
     [
+        ("p.doc", GRADES, "rubric",
+         "a prompt's name ends in .py, .json, .jsonl, .yaml, .yml, .txt, .md"),
+        ("p.yaml", "system_prompt: 'S'", "rubric", "has no prompt: neither *_"),
+        ("p.yaml", 'prompt_template: ["{question}\\q"]', "rubric",
+         "prompt_template is no text in double quotes (Invalid \\escape"),
+        ("p.txt", "<|im_start|>assistant\nNo.<|im_end|>", "rubric",
+         "messages of system and user are needed, found those of assistant"),
         ("p.txt", b"{instruction} \xff", "rubric", "not UTF-8 (invalid start byte at byte 14)"),
         ("p.py", b"# \xff", "rubric", "not UTF-8 (invalid start byte at byte 2)"),
         ("p.py", "A_USER_PROMPT_TEMPLATE = (", "rubric",

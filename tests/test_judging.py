@@ -22,15 +22,8 @@ from janus_min import judging, pairwise, rubric
 from janus_min.connection import Connection
 from janus_min.errors import UserError
 from janus_min.formats import read_jsonl
-from janus_min.judging import (
-    JUDGMENTS,
-    Options,
-    Work,
-    file_model,
-    stored_head,
-    stored_judgments,
-    write_whole,
-)
+from janus_min.judging import Options, Work, file_model
+from janus_min.judgments import JUDGMENTS, stored_head, stored_judgments, write_whole
 from janus_min.pipeline import PATIENCE, Sampling
 from janus_min.replies import ReplyError
 from tests.kill import survives
@@ -358,6 +351,40 @@ def test_a_run_killed_before_its_first_question_is_not_scored(tmp_path, monkeypa
             judged(tmp_path, server)
     with pytest.raises(UserError, match="has no finished judgments"):
         rubric.rescore(Options(rescore=(tmp_path / "out",)))
+
+
+def test_no_result_stands_in_a_folder_while_another_one_is_made(tmp_path, monkeypatch):
+    """Its counts would be those of other responses. After a kill before it is gone, the judgments
+    are known to be of other questions."""
+    write_case(tmp_path, 2)
+    with ChatServer(grade) as server:
+        judged(tmp_path, server)
+        kept = (tmp_path / "out" / "result.json").read_bytes()
+        write_case(tmp_path, 2, i0="A new response.")
+        monkeypatch.setattr(rubric, "score_folder", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            judged(tmp_path, server)
+        assert not (tmp_path / "out" / "result.json").exists()
+        monkeypatch.undo()
+        monkeypatch.setattr(judging.Pipeline, "run", lambda *_: 1 / 0)
+        write_case(tmp_path, 2)
+        with pytest.raises(ZeroDivisionError):
+            judged(tmp_path, server)
+    (tmp_path / "out" / "result.json").write_bytes(kept)
+    with pytest.raises(UserError, match="has no finished judgments"):
+        rubric.rescore(Options(rescore=(tmp_path / "out",)))
+
+
+def test_a_folder_with_a_result_of_another_kind_is_left_alone(tmp_path):
+    write_case(tmp_path, 2)
+    (tmp_path / "out").mkdir()
+    text = '{"kind": "reward"}'
+    (tmp_path / "out" / "result.json").write_text(text)
+    with ChatServer(grade) as server:
+        with pytest.raises(UserError, match="holds a result of 'reward', not of 'rubric'; give an"):
+            judged(tmp_path, server)
+        assert not server.requests
+    assert (tmp_path / "out" / "result.json").read_text() == text
 
 
 def test_a_server_may_name_its_model_in_any_way(tmp_path):
@@ -763,7 +790,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path):
     write_responses(tmp_path / "rival_responses.json", {"i0": "Rival."})
     with ChatServer(grade) as server:
         judged(tmp_path, server)
-        with pytest.raises(UserError, match=r"kind was .rubric., is .pairwise."):
+        with pytest.raises(UserError, match=r"holds a result of .rubric., not of .pairwise."):
             pairwise.evaluate(work_of(tmp_path, server.url, "pairwise"), silent)
 
 

@@ -60,8 +60,8 @@ TABLES = [
     (ALPACA, """\
 model      LC win rate       win rate    95 % interval   wins   draws   losses   length     failed
 janus     26.9 ± 0.9 %   27.9 ± 1.4 %   25.2 to 30.6 %    216       3      586    1,923   0 of 805
-mistral       no score         14.7 %   12.0 to 17.4 %    216       3      586    1,676   0 of 805
-none          no score       no score                —    216       3      586        —     0 of 0
+mistral              —         14.7 %   12.0 to 17.4 %    216       3      586    1,676   0 of 805
+none                 —       no score                —    216       3      586        —     0 of 0
 
 LC win rate: length-controlled, as if both wrote responses of the same length
 ±: standard error

@@ -123,7 +123,7 @@ def test_the_rating_in_a_reply(reply, rating):
         assert rating_in(reply) == rating
         assert json.dumps(rating_in(reply)) == json.dumps(rating)  # 8 is no 8.0 in files
         return
-    with pytest.raises(ReplyError, match=r"no \[\[rating\]\]|from 1 to 10 is needed, found \["):
+    with pytest.raises(ReplyError, match=r"no \[\[rating\]\]|of at most 10 is needed, found \["):
         rating_in(reply)
 
 
@@ -510,11 +510,11 @@ def test_a_file_of_fastchats_is_scored(tmp_path):
     rows = [
         row_of(83, 1, "[[8]]", score=3),  # the text counts
         row_of(81, 2, "$ERROR$", score=-1),
-        row_of(81, 1, "[[9]]"),
+        row_of(81, 1, "[[4]]"),
         row_of(83, 2, "no number", score=-1),
         row_of("84", 1, score=2.5),  # the score alone
         row_of(84, 2, "", score=-1),
-        row_of(81, 1, "[[4]]"),  # once more: the later one counts
+        row_of(81, 1, "[[9]]"),  # once more: the first one counts
         row_of(82, 2, None, score=7),
     ]
     found = scored(tmp_path, *rows)
@@ -526,7 +526,7 @@ def test_a_file_of_fastchats_is_scored(tmp_path):
     assert found["by_category"] == {} and found["settings"] == {"recorded": True}
     assert (found["model"], found["judge"]) == ("m", "gpt-4")
     assert found["bench"]["items"] == 4 and found["bench"]["name"] == "gpt-4_single.jsonl"
-    reverse = [rows[0], *rows[3:6], rows[1], rows[7], rows[6]]
+    reverse = [rows[0], *rows[3:6], rows[1], rows[7], rows[2]]
     assert scored(tmp_path, *reverse)["bench"] == found["bench"]
 
     write_case(tmp_path, 5)
@@ -547,13 +547,13 @@ def test_of_several_models_or_judges_in_a_file_one_is_scored(tmp_path):
     assert scored(tmp_path, *rows, name="m3", judge="gpt-4")["score"] == 3.0
     path = tmp_path / "gpt-4_single.jsonl"
     for changes, said in (
-        ({}, "3 models: m1, m2, m3; --name takes one"),
-        ({"name": "m4"}, "3 models: m1, m2, m3; --name takes one"),
-        ({"name": "m3"}, "2 judges: gpt-4, other; --judge takes one"),
+        ({}, "'model' has 3 names: 'm1', 'm2', 'm3'; --name takes one"),
+        ({"name": "m4"}, "'model' has 3 names: 'm1', 'm2', 'm3'; --name takes one"),
+        ({"name": "m3"}, "'judge' has 2 names: 'gpt-4', 'other'; --judge takes one"),
     ):
         with pytest.raises(UserError) as caught:
             scored(tmp_path, *rows, **changes)
-        assert str(caught.value) == f"{path} has judgments of {said}"
+        assert str(caught.value) == f"{path}: {said}"
     for judge, name in (("gpt-4", "gpt-4"), (None, "unknown"), ([], "unknown")):
         assert scored(tmp_path, row_of(81, 1, "[[9]]", judge=judge))["judge"] == name
 

@@ -48,9 +48,7 @@ MAIN = [
 
 
 def test_the_main_table(loaded):
-    """Rows and columns come in the order of the results. A dash is what was not tested; what was
-    tested and has no number says so.
-    """
+    """Rows and columns come in the order of the results. A dash is what was not tested."""
     expected = """\
 Models side by side, a column for each benchmark
 
@@ -61,7 +59,7 @@ MT-Bench: judge: gpt-4; bench: bench.jsonl, 921 items
 Arena-Hard: judge: gpt-4; bench: bench.jsonl, 921 items; opponent: gpt-4-0314
 
 model      Multifaceted Bench   AlpacaEval LC   AlpacaEval WR   MT-Bench   Arena-Hard
-janus-7b                 4.43        no score          27.8 %       7.70            —
+janus-7b                 4.43               —          27.8 %       7.70            —
 mistral                     —          17.1 %          14.7 %          —       10.8 %
 llama                    3.50               —               —          —            —
 

@@ -136,7 +136,7 @@ def test_published_weights_by_hand(files):
     mean = sum(chances) / 4
     error = math.sqrt(sum((c - mean) ** 2 for c in chances) / 3 / 4)
     rows = rows_of(1.1, 1.2, 1.3, None)
-    found = length_controlled(Control(weights, None, difficulty), rows, "janus", "gpt4")
+    found = length_controlled(Control(weights, None, difficulty), rows, "janus", False)
     assert found["length_controlled"] == pytest.approx(100 * mean, rel=1e-12)
     assert found["lc_error"] == pytest.approx(100 * error, rel=1e-12)
     assert found["length_control"] == "published weights"
@@ -148,7 +148,7 @@ def test_a_row_has_the_difficulty_of_its_question_or_upstreams(files):
     rows = rows_of(1.1, 1.2, 1.3)[1:]
     for by, z in (("questions", (0.0, 2.5)), ("rows", (0.5, 0.0))):
         control = Control(weights, None, difficulty, by)
-        found = length_controlled(control, rows, "janus", "gpt4")["length_controlled"]
+        found = length_controlled(control, rows, "janus", False)["length_controlled"]
         assert found == pytest.approx(100 * sum(1 / (1 + math.exp(-v)) for v in z) / 2), by
 
 
@@ -156,36 +156,36 @@ def test_new_weights_take_length_out(files):
     """A model that wins just where it is longer wins less at equal length."""
     gamed = files[2]
     rows = [Row(n % 4, (100, 40 + 12 * (n % 11)), 1.1 + 0.08 * (n % 11)) for n in range(40)]
-    found = length_controlled(Control(gamed=gamed), rows, "janus", "gpt4")
+    found = length_controlled(Control(gamed=gamed), rows, "janus", False)
     assert found["length_control"] == "new weights"
     assert 0 < found["length_controlled"] < 100 and found["lc_error"] >= 0
-    given = length_controlled(Control(gamed=gamed, difficulty=files[1]), rows, "janus", "gpt4")
+    given = length_controlled(Control(gamed=gamed, difficulty=files[1]), rows, "janus", False)
     assert given == found  # the gamed rows have the same difficulties
     failed = [*rows, Row(3, (100, 900), None)]  # counts in the deviation of lengths
-    assert length_controlled(Control(gamed=gamed), failed, "janus", "gpt4") != found
+    assert length_controlled(Control(gamed=gamed), failed, "janus", False) != found
     longer = [row._replace(lengths=(100, 200 - row.lengths[1])) for row in rows]
-    assert length_controlled(Control(gamed=gamed), longer, "janus", "gpt4") != found
+    assert length_controlled(Control(gamed=gamed), longer, "janus", False) != found
 
 
 def test_the_baseline_against_itself_is_half(files):
     weights, difficulty, gamed = files
     for control in (Control(weights, None, difficulty), Control(gamed=gamed)):
-        found = length_controlled(control, rows_of(1.5, 1.5, 1.5), "gpt4", "gpt4")
+        found = length_controlled(control, rows_of(1.5, 1.5, 1.5), "gpt4", True)
         assert found["length_controlled"] == 50 and found["lc_error"] == 0
 
 
 def test_without_files_or_rows_there_is_none(files):
     weights, difficulty, _ = files
     nothing = dict.fromkeys(("length_controlled", "lc_error", "length_control"))
-    assert length_controlled(Control(), rows_of(1.1), "janus", "gpt4") == nothing
+    assert length_controlled(Control(), rows_of(1.1), "janus", False) == nothing
     control = Control(weights, None, difficulty)
-    assert length_controlled(control, rows_of(None), "janus", "gpt4") == nothing
+    assert length_controlled(control, rows_of(None), "janus", False) == nothing
 
 
 def test_weights_of_another_model_and_too_few_difficulties(files):
     weights, difficulty, _ = files
     control = Control(weights, None, difficulty)
     with pytest.raises(UserError, match=r"weights.csv has no weights of 'rival' \(see --name\)"):
-        length_controlled(control, rows_of(1.1), "rival", "gpt4")
+        length_controlled(control, rows_of(1.1), "rival", False)
     with pytest.raises(UserError, match="has 4 difficulties; 5 are needed"):
-        length_controlled(control, rows_of(*[1.1] * 5), "janus", "gpt4")
+        length_controlled(control, rows_of(*[1.1] * 5), "janus", False)
