@@ -34,7 +34,7 @@ from pathlib import Path
 from janus_min.bench import read_records
 from janus_min.connection import Connection
 from janus_min.errors import UserError, require
-from janus_min.files import Writer, model_name, read_json, text_hash
+from janus_min.files import as_line, model_name, read_json, replace_file, text_hash
 from janus_min.formats import text_field
 from janus_min.intervals import half_width, mean
 from janus_min.judging import file_model
@@ -238,14 +238,12 @@ def evaluate(
             found = fluency.perplexities(options.perplexity_model, examples)
             for entry, value in zip(continuations(rows), found, strict=True):
                 entry["perplexity"] = value
-        writer = Writer(folder.file(GENERATIONS))
-        for row in rows:
-            writer.add(row)
-        writer.close()
+        path = folder.file(GENERATIONS)
+        replace_file(path, b"".join(map(as_line, rows)))
         head = about(rows, own, settings_of(rows, options.perplexity_model))
         result = keep(result_of(head, rows), options.out)
         folder.finish(GENERATIONS, None, result["counts"])
-    say(f"{writer.path}: {result['counts']['ok']:,} continuations have a score")
+    say(f"{path}: {result['counts']['ok']:,} continuations have a score")
     lost = [entry["reason"] for entry in continuations(rows) if entry["toxicity"] is None]
     for reason, count in Counter(lost).most_common(3):
         say(f"{count:,} have none: {reason}")

@@ -15,9 +15,9 @@ from tests.programs import ROOT, environment
 UNSEEN = SPLITS[1]
 # Those of a chain start from one another. The longest come first.
 CHAINS = (
+    ("mini-sft-small", "mini-dpo"),
     ("mini-sft", "mini-rm"),
     ("mini-base", "mini-orpo", "mini-sft-chosen"),
-    ("mini-sft-small", "mini-dpo"),
     ("mini-uniform",),
 )
 LESS = {"mini-uniform": ("--epochs", 6)}  # three quarters of its recipe show the same
