@@ -33,7 +33,7 @@ from janus_min.battles import (
     scores,
     verdict_counts,
 )
-from janus_min.bench import about_bench, one_name, read_records
+from janus_min.bench import about_bench, one_name, read_records, with_response
 from janus_min.errors import UserError, require
 from janus_min.files import read_json
 from janus_min.formats import read_jsonl
@@ -165,22 +165,10 @@ def answered(
     Raises UserError for answers to unknown questions, for missing ones unless they are allowed,
     and if all are missing.
     """
-    answers, known = read_answers(path), {item["id"]: item for item in items}
-    if unknown := [key for key in answers if key not in known]:
-        raise UserError(
-            f"{path}: answers to {len(unknown):,} questions that the bench does not have, such as "
-            f"{unknown[0]!r}; its ids are such as {items[0]['id']!r}"
-        )
-    items = items[:limit]
-    missing = [item["id"] for item in items if item["id"] not in answers]
-    if len(missing) == len(items) or (missing and not allow_missing):
-        advice = "" if len(missing) == len(items) else "; --allow-missing evaluates the others"
-        raise UserError(
-            f"{path}: no answer to {len(missing):,} of {len(items):,} questions, such as "
-            f"{missing[0]!r}{advice}"
-        )
+    answers = read_answers(path)
+    chosen = with_response(items, answers, path, allow_missing, limit)
     lengths, found = token_lengths(path), {}
-    for key in (item["id"] for item in items if item["id"] in answers):
+    for key in (item["id"] for item in chosen):
         turns, stop = answers[key]["turns"], answers[key]["stop"]
         if len(turns) != 1:
             raise UserError(f"{path}: the answer to {key!r} has {len(turns)} turns, needed is one")

@@ -95,6 +95,16 @@ def answered(
     if all are missing.
     """
     responses = read_responses(path)
+    chosen = with_response(items, responses, path, allow_missing, limit)
+    return [item | responses[item["id"]] for item in chosen]
+
+
+def with_response(
+    items: list[dict], responses: dict, path: Path, allow_missing: bool, limit: int | None = None
+) -> list[dict]:
+    """Those of the first `limit` items whose ids are keys of `responses`, which were read from
+    `path`. Raises UserError as `answered` does.
+    """
     known = {item["id"] for item in items}
     if unknown := [key for key in responses if key not in known]:
         raise UserError(
@@ -109,7 +119,7 @@ def answered(
             f"{path}: no response to {len(missing):,} of {len(items):,} items: {_some(missing)}"
             + advice
         )
-    return [item | responses[item["id"]] for item in items if item["id"] in responses]
+    return [item for item in items if item["id"] in responses]
 
 
 def about_bench(items: list[dict], path: Path) -> dict:

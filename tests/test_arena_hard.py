@@ -449,7 +449,7 @@ def test_questions_that_one_of_them_did_not_answer_are_missing(tmp_path):
     write_rows(tmp_path / "janus.jsonl", lines(tmp_path / "janus.jsonl")[:3])
     write_rows(tmp_path / "baseline.jsonl", lines(tmp_path / "baseline.jsonl")[1:])
     with ChatServer(longer) as server:
-        with pytest.raises(UserError, match=r"janus.jsonl: no answer to 1 of 4 questions, such as"):
+        with pytest.raises(UserError, match=r"janus.jsonl: no response to 1 of 4 items: "):
             judged(tmp_path, server)
         result = judged(tmp_path, server, allow_missing=True)
         assert len({between(question(s.body), "question") for s in server.requests}) == 2
@@ -753,14 +753,14 @@ def alpaca_eval(folder: Path) -> None:
     [
         (mt_bench, {}, "question.jsonl:1: 'turns' of arena-hard must be a list of 1 times {'con"),
         (two_turns, {}, "janus.jsonl: the answer to 'q1' has 2 turns, needed is one"),
-        (unknown, {}, "baseline.jsonl: answers to 1 questions that the bench does not have, such "
-         "as '81'; its ids are such as 'q0'"),
+        (unknown, {}, "baseline.jsonl: responses to 1 items that the bench does not have: "
+         "'81'; its ids are 'q0', 'q1'"),
         (twice, {}, "the question_id 'q0' is also that of "),
         (alpaca_eval, {}, "keys ['question_id', 'model_id', 'choices'] are needed, found"),
-        (apart, {}, "janus.jsonl: no answer to 2 of 3 questions, such as 'q1'; --allow-missing ev"),
+        (apart, {}, "janus.jsonl: no response to 2 of 3 items: 'q1', 'q2'; --allow-missing ev"),
         (apart, {"allow_missing": True}, "janus.jsonl and "),
         (apart, {"allow_missing": True, "limit": 1},
-         "baseline.jsonl: no answer to 1 of 1 questions, such as 'q0'"),
+         "baseline.jsonl: no response to 1 of 1 items: 'q0'"),
         (None, {"against": "janus.jsonl"}, "both models have one name; give --name and"),
         (None, {"name": "baseline"}, "both models have one name; give --name and --against-name"),
         (None, {"against_name": "janus"}, "both models have one name; give --name and"),
