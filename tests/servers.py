@@ -185,9 +185,9 @@ class ChatServer:
                 self.failures[reply.kind()] += by
                 return
             self.paid += by
-            usage = reply.body["usage"]
-            self.paid_tokens[0] += by * usage["prompt_tokens"]
-            self.paid_tokens[1] += by * usage["completion_tokens"]
+            usage = reply.body.get("usage", {})
+            self.paid_tokens[0] += by * usage.get("prompt_tokens", 0)
+            self.paid_tokens[1] += by * usage.get("completion_tokens", 0)
 
 
 class _Threads(ThreadingHTTPServer):
