@@ -27,13 +27,22 @@ def load(paths: list[Path]) -> list[dict]:
             raise UserError(f"{file} not found: a {RESULT}, or a folder that holds one, is needed")
         if file.resolve() in results:
             raise UserError(f"{file} is given twice")
-        result = read_json(file)
+        result = _read(file)
         check(result, COMMON, file)
         if result["kind"] not in KINDS:
             raise UserError(f"{file}: kind {result['kind']!r} is unknown, known are {list(KINDS)}")
         check(result, KINDS[result["kind"]].shape, file)
         results[file.resolve()] = result | {"path": file}
     return list(results.values())
+
+
+def _read(file: Path) -> dict:
+    """The JSON object in a file, which may be another one than was meant."""
+    try:
+        return read_json(file)
+    except UserError as error:
+        hint = "" if file.name == RESULT else f"; results are in files called {RESULT}"
+        raise UserError(f"{error}{hint}") from None
 
 
 def as_text(results: list[dict], markdown: bool = False, mixed: bool = False) -> str:

@@ -625,6 +625,17 @@ def test_files_that_are_no_results(tmp_path, content, message):
     with pytest.raises(UserError) as error:
         load([path])
     assert str(error.value).startswith(f"{path}{message}")
+    assert "results are in files called" not in str(error.value)
+
+
+def test_a_file_of_judgments_is_no_result(tmp_path):
+    path = tmp_path / "annotations.json"
+    path.write_text("[]")
+    with pytest.raises(UserError) as error:
+        load([path])
+    assert str(error.value) == (
+        f"{path} is damaged: a JSON object is needed; results are in files called result.json"
+    )
 
 
 WHOLE = rubric("a", 4, {"s": 4})
