@@ -264,6 +264,9 @@ def test_a_run_its_folder_and_its_file_have_one_length_controlled_win_rate(tmp_p
     recorded = alpaca_eval.rescore(Options(annotations=written, **files))
     for key in ("length_controlled", "lc_error", "win_rate", "length_control"):
         assert recorded[key] == result[key], key
+    other = {name: tmp_path / paths[name] for name in (WEIGHTS if names == GAMED else GAMED)}
+    changed = alpaca_eval.rescore(Options(rescore=(tmp_path / "out",), **other))
+    assert changed["length_control"] != result["length_control"]
 
 
 def test_where_rows_are_missing_a_difficulty_is_that_of_the_question(tmp_path):
@@ -276,6 +279,7 @@ def test_where_rows_are_missing_a_difficulty_is_that_of_the_question(tmp_path):
         found = alpaca_eval.rescore(Options(annotations=path, **files, **more))
         chances = [1 / (1 + math.exp(-0.5 - 2 * value)) for value in own[:11]]
         assert found["length_controlled"] == pytest.approx(100 * sum(chances) / 11), more
+        assert found["counts"]["missing"] == ("bench" in more)
     with pytest.raises(UserError) as caught:
         alpaca_eval.rescore(Options(annotations=path, **files))
     assert str(caught.value) == (

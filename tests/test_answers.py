@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from janus_min.answers import (
     Dialogue,
     answer_file,
     category_temperature,
+    model_of,
     read_answers,
     read_outputs,
     read_questions,
@@ -303,3 +305,13 @@ def test_what_is_written_can_be_read(tmp_path, benchmark, read):
 )
 def test_temperatures_of_mt_bench(temperature, categories):
     assert [category_temperature(name) for name in categories] == [temperature] * len(categories)
+
+
+def test_a_model_is_called_what_is_asked_for_or_what_its_answers_or_else_their_file_say():
+    said, silent = {"1": {"model": "janus"}, "2": {"model": ""}}, {"1": {"model": ""}}
+    path = Path("answers/tiny.jsonl")
+    assert model_of(said, path, "mine") == "mine"
+    assert (model_of(said, path), model_of(silent, path)) == ("janus", "tiny")
+    with pytest.raises(UserError) as error:
+        model_of({"1": {"model": "a"}, "2": {"model": "b"}}, path)
+    assert str(error.value) == f"{path}: 'model_id' has 2 names: 'a', 'b'; --name takes one"

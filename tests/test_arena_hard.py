@@ -333,6 +333,23 @@ def test_a_judge_without_a_verdict_is_asked_to_go_on(tmp_path):
     assert result["labels"]["A<B"] == 1 and result["score"] == 100.0
 
 
+def test_with_more_attempts_the_conversation_goes_on(tmp_path):
+    write_duels(tmp_path, ("c", "d"))
+
+    def answer(body: dict, seen: object) -> str:
+        return ("One.", "Two.", "[[A=B]]")[len(body["messages"]) // 2 - 1]
+
+    with ChatServer(answer) as server:
+        assert judged(tmp_path, server, attempts=3, workers=1)["counts"]["ok"] == 2
+        assert len(server.requests) == 6
+        last = server.requests[2].body["messages"]
+    assert [message["content"] for message in last[2:]] == [
+        "One.", ARENA_HARD_AGAIN, "Two.", ARENA_HARD_AGAIN,
+    ]  # fmt: skip
+    [row] = lines(tmp_path / "out" / "model_judgment.jsonl")
+    assert row["games"][1]["judgment"] == "One.\nTwo.\n[[A=B]]"
+
+
 @pytest.mark.parametrize(
     ("replies", "requests", "count"),
     [

@@ -3,9 +3,11 @@
 import math
 import random
 
+import numpy as np
 import pytest
 
 from janus_min.errors import UserError
+from janus_min.length_control import read_gamed, refit, win_rate
 from janus_min.replies import ReplyError
 from janus_min.win_rates import (
     Control,
@@ -34,6 +36,7 @@ def reply_of(**logprobs: float) -> dict:
         ({"M": -3.0, "The": -0.1}, 0.0),
         ({"m": -1.0, "M": -9999.0}, 1.0),  # as some servers write 0
         ({"m": -0.5, " m": -0.1, "M": -0.5}, 0.5),  # another token than m
+        ({"m": 800.0, "M": 0.0}, 0.5),  # no probability is above 1
     ],
 )
 def test_the_probability_of_what_was_shown_first(logprobs, p):
@@ -163,6 +166,12 @@ def test_new_weights_take_length_out(files):
     assert given == found  # the gamed rows have the same difficulties
     failed = [*rows, Row(3, (100, 900), None)]  # counts in the deviation of lengths
     assert length_controlled(Control(gamed=gamed), failed, "janus", False) != found
+    y = np.array([row.preference - 1 for row in rows] + [np.nan])
+    lengths = np.array([row.lengths[0] - row.lengths[1] for row in failed])
+    d = np.array([(0.0, -0.25, 1.0, 5.0)[row.question] for row in failed])
+    rate, error = win_rate(refit(y, lengths, d, read_gamed(gamed)).weights, d)
+    again = length_controlled(Control(gamed=gamed), failed, "janus", False)
+    assert (again["length_controlled"], again["lc_error"]) == (rate, error)
     longer = [row._replace(lengths=(100, 200 - row.lengths[1])) for row in rows]
     assert length_controlled(Control(gamed=gamed), longer, "janus", False) != found
 
