@@ -56,11 +56,11 @@ class Options(judging.Judged):
     against: Path | None = None  # outputs of the baseline, as alpaca_eval has them
     against_name: str | None = None  # of the baseline, for tables; its generator unless given
     name: str | None = None  # of the model, for tables; its generator unless given
-    annotations: Path | None = None  # judgments to score, as alpaca_eval keeps them
+    annotations: Path | None = None  # file of judgments to score, as alpaca_eval keeps them
     weights: Path | None = None  # published weights of models, for length control
     df_gamed: Path | None = None  # judgments of the gamed models: new weights, for length control
     difficulty: Path | None = None  # of the instructions; those in --df-gamed unless given
-    difficulty_by: str = BY_QUESTIONS  # or "rows" of --annotations, as upstream does
+    difficulty_by: str = BY_QUESTIONS  # have difficulties; "rows" of judgments is upstream's rule
     attempts: int = 1  # replies that a judge may need until one can be read
     max_tokens: int = 1  # of a reply
 
