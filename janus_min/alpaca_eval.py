@@ -18,7 +18,7 @@ from janus_min.files import read_json, replace_file
 from janus_min.formats import read_jsonl, text_field
 from janus_min.intervals import mean
 from janus_min.judging import Work
-from janus_min.judgments import QUESTIONS, write_whole
+from janus_min.judgments import QUESTIONS
 from janus_min.kinds import RESULT
 from janus_min.length_control import QUESTIONS as BY_QUESTIONS
 from janus_min.length_control import ROWS as BY_ROWS
@@ -26,17 +26,19 @@ from janus_min.length_control import read_difficulty
 from janus_min.win_rates import (
     Control,
     Row,
+    all_same,
     as_preference,
     first_preferred,
     is_switched,
     length_controlled,
+    lengths_of,
     preference_of,
     scores,
 )
 
 KIND, ANNOTATIONS = "alpaca-eval", "annotations.json"
 TOKENS = {"logprobs": True, "top_logprobs": 5}  # asked of the server
-FILES = Control._fields[:3]
+FILES = Control._fields[:3]  # what of a control is a path
 TEXTS = ("instruction", "output_1", "generator_1", "output_2", "generator_2")  # 1 is the baseline
 
 
@@ -60,14 +62,15 @@ class Options(judging.Judged):
     weights: Path | None = None  # published weights of models, for length control
     df_gamed: Path | None = None  # judgments of the gamed models: new weights, for length control
     difficulty: Path | None = None  # of the instructions; those in --df-gamed unless given
-    difficulty_by: str = BY_QUESTIONS  # have difficulties; "rows" of judgments is upstream's rule
+    difficulty_by: str | None = None  # questions have difficulties; or rows of judgments, upstream
     attempts: int = 1  # replies that a judge may need until one can be read
     max_tokens: int = 1  # of a reply
 
     def __post_init__(self) -> None:
         super().__post_init__()
         known = (BY_QUESTIONS, BY_ROWS)
-        require(self.difficulty_by in known, self, "difficulty_by", " or ".join(known))
+        valid = self.difficulty_by in (None, *known)
+        require(valid, self, "difficulty_by", " or ".join(known))
         if self.weights and self.df_gamed:
             raise UserError("--weights are published ones, --df-gamed makes new ones: give one")
         if self.weights and not self.difficulty:
@@ -78,10 +81,17 @@ class Options(judging.Judged):
 
 def control_of(options: Options, before: dict | None = None) -> Control:
     """By what length is controlled: by the files that are given, or else as it was before."""
-    given = Control(options.weights, options.df_gamed, options.difficulty, options.difficulty_by)
+    by = options.difficulty_by or (before or {}).get("by", BY_QUESTIONS)
+    given = Control(options.weights, options.df_gamed, options.difficulty, by)
     if before is None or given.weights or given.gamed:
         return given
-    return Control(*(before[key] and Path(before[key]) for key in FILES), before["by"])
+    paths = [before[key] and Path(before[key]) for key in FILES]
+    if lost := [path for path in paths if path and not path.is_file()]:
+        raise UserError(
+            f"length was controlled by {lost[0]}, which is not there any more: give --weights and "
+            "--difficulty, or --df-gamed"
+        )
+    return Control(*paths, by)
 
 
 def result_of(head: dict, control: Control, rows: list[Row], itself: bool, counts: dict) -> dict:
@@ -166,7 +176,7 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     options, template = work.options, work.template()
     items, pairs, counts = read_pairs(options)
     names = {"model": pairs[0]["generator_2"], "opponent": pairs[0]["generator_1"]}
-    control, itself = control_of(options), options.responses == options.against
+    control, itself = control_of(options), all_same(pairs)
     ties = [Row(int(pair["id"]), lengths_of(pair), 1.5) for pair in pairs]
     result_of(names, control, ties, itself, {})  # what is wrong with files fails before it costs
     for pair in pairs:
@@ -186,12 +196,7 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     work = replace(work, options=options)
     head = judging.about(work, items, opponent=names["opponent"])
     head = judging.ask_judge(work, head, pairs, stage, say)
-    return score_folder(options.out, head, counts, control)
-
-
-def lengths_of(record: dict) -> tuple[int, int]:
-    """Characters of the baseline's output and the model's."""
-    return len(record["output_1"]), len(record["output_2"])
+    return judgments.keep(score_folder(options.out, head, counts, control), options.out)
 
 
 def tasks(pair: dict) -> list[dict]:
@@ -203,10 +208,11 @@ def tasks(pair: dict) -> list[dict]:
 
 
 def score_folder(folder: Path, head: dict, counts: dict, control: Control) -> dict:
-    """Scores what a folder holds. Writes its result and its judgments in upstream's format."""
+    """The result of what a folder holds. Writes its judgments in upstream's format."""
     found = {record["id"]: record for record in judgments.stored_judgments(folder, first_preferred)}
+    pairs = [pair for _, pair in read_jsonl(folder / f"{QUESTIONS}.jsonl")]
     rows, annotations = [], []
-    for _, pair in read_jsonl(folder / f"{QUESTIONS}.jsonl"):
+    for pair in pairs:
         record = found.get(pair["id"], {})
         p, x = record.get("value"), None
         if pair["output_1"] == pair["output_2"]:
@@ -215,14 +221,17 @@ def score_folder(folder: Path, head: dict, counts: dict, control: Control) -> di
             x = preference_of(p, pair["switched"])
         rows.append(Row(int(pair["id"]), lengths_of(pair), x))
         texts = {key: pair[key] for key in TEXTS} | {"dataset": pair["source"]}
-        judged = {"annotator": head["judge"], "preference": x}
-        annotations.append(texts | judged | {"raw_completion": record.get("reply")})
+        judged = {
+            "annotator": head["judge"],
+            "preference": x,
+            "raw_completion": record.get("reply"),
+        }
+        annotations.append(texts | judged)
     unanswered = sum(record.get("unanswered", False) for record in found.values())
-    itself = pair["generator_1"] == pair["generator_2"]
-    result = result_of(head, control, rows, itself, {"unanswered": unanswered} | counts)
+    counts = {"unanswered": unanswered} | counts
+    result = result_of(head, control, rows, all_same(pairs), counts)
     text = json.dumps(annotations, indent=2, ensure_ascii=False) + "\n"
     replace_file(folder / ANNOTATIONS, text.encode("utf-8", "replace"))
-    write_whole(folder / RESULT, result)
     return result
 
 
@@ -244,8 +253,8 @@ def rescore(options: Options) -> dict:
 def score_file(path: Path, options: Options) -> dict:
     """The result of a file of judgments in upstream's format, of one model."""
     records = list(read_annotations(path))
-    where = f"{path}: 'generator_2'"
-    model = one_name((r["generator_2"] for r in records), where, options.name, "--name")
+    names = (record["generator_2"] for record in records)
+    model = one_name(names, f"{path}: 'generator_2'", options.name, "--name")
     judged = [record for record in records if record["generator_2"] == model]
     baseline = one_name((record["generator_1"] for record in judged), f"{path}: 'generator_1'")
     own: dict[str, dict] = {}
@@ -283,7 +292,7 @@ def score_file(path: Path, options: Options) -> dict:
         "same": sum(record["output_1"] == record["output_2"] for record in own.values()),
         "empty": sum(not record["output_2"].strip() for record in own.values()),
     }
-    return result_of(head, control, rows, model == baseline, counts)
+    return result_of(head, control, rows, all_same(list(own.values())), counts)
 
 
 def read_annotations(path: Path) -> Iterator[dict]:

@@ -131,11 +131,11 @@ def read_answers(path: Path) -> dict[str, dict]:
 
 def model_of(answers: dict[str, dict], path: Path, name: str | None = None) -> str:
     """What the model is called that gave these answers, read from `path`: `name`, or else what they
-    say, or else what the file says.
+    say, or else what the file says. Raises UserError for answers of several models.
     """
-    found = (answer["model"] for answer in answers.values() if answer["model"])
-    own = dict.fromkeys(found)
-    return name or (one_name(own, f"{path}: 'model_id'", flag="--name") if own else path.stem)
+    said = [answer["model"] for answer in answers.values() if answer["model"]]
+    own = one_name(said, f"{path}: 'model_id'") if said else path.stem
+    return name or own
 
 
 def read_outputs(path: Path) -> list[dict]:
@@ -192,14 +192,14 @@ def _choice(benchmark: str, dialogue: Dialogue, name: str, now: float) -> dict:
 
 
 def _generations(dialogues: list[Dialogue]) -> list[dict]:
-    """One record for each question, with all answers to it; a continuation begins with a space, as
-    those of the published models do, unless its prompt ends with one.
+    """One record for each question, with all answers to it. Between a prompt and a word there must
+    be a space, which no tokenizer puts at the beginning of an answer.
     """
     records: dict[str, dict] = {}
     for dialogue in dialogues:
         question, [answer] = dialogue.question, dialogue.answers
         record = records.setdefault(question["id"], question["record"] | {"generations": []})
-        glued = answer.text[:1].strip() and question["turns"][0][-1:].strip()
+        glued = answer.text[:1].isalnum() and question["turns"][0][-1:].strip()
         text = f" {answer.text}" if glued else answer.text
         record["generations"].append({"text": text, "stop": answer.stop})
     return list(records.values())

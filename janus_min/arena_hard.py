@@ -39,7 +39,7 @@ from janus_min.files import read_json
 from janus_min.formats import read_jsonl
 from janus_min.judge_prompts import ARENA_HARD_AGAIN
 from janus_min.judging import Work
-from janus_min.judgments import QUESTIONS, write_whole
+from janus_min.judgments import QUESTIONS
 from janus_min.kinds import RESULT
 
 KIND = "arena-hard"
@@ -204,7 +204,8 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     work = replace(work, options=replace(options, name=names[0]))
     head = judging.about(work, items, opponent=names[1])
     head = judging.ask_judge(work, head, games, stage, say)
-    return score_folder(options.out, head, counts, bootstrap_of(options))
+    result = score_folder(options.out, head, counts, bootstrap_of(options))
+    return judgments.keep(result, options.out)
 
 
 def score_folder(folder: Path, head: dict, counts: dict, bootstrap: dict[str, int]) -> dict:
@@ -230,7 +231,6 @@ def score_folder(folder: Path, head: dict, counts: dict, bootstrap: dict[str, in
     names = (head[key] for key in ("model", "judge", "opponent"))
     write_judgments(folder / JUDGMENTS, *names, games)
     write_battles(folder / BATTLES, head["opponent"], battles)
-    write_whole(folder / RESULT, result)
     return result
 
 
@@ -255,7 +255,7 @@ def score_file(path: Path, options: Options) -> dict:
     several. With --bench, its questions without a judgment are missing; else nobody knows them.
     """
     recorded = read_recorded(path)
-    model = one_name(recorded.ids, f"{path}: the model", options.name, "--name")
+    model = one_name(recorded.ids, f"{path}: 'model'", options.name, "--name")
     own, games = recorded.ids[model], recorded.games.get(model, [])
     items, missing = [{"id": key} for key in sorted(own)], 0
     if options.bench:

@@ -23,12 +23,13 @@ from janus_min.formats import read_jsonl
 from janus_min.judgments import (
     JUDGMENTS,
     QUESTIONS,
+    begin,
     keep,
     other_folder,
     require_kind,
     stored_head,
 )
-from janus_min.kinds import KINDS, RESULT
+from janus_min.kinds import KINDS
 from janus_min.limits import CHARACTERS_PER_TOKEN, dollars
 from janus_min.pipeline import MOST_ATTEMPTS, PLACE, Folder, Pipeline, Sampling
 from janus_min.templates import TEMPLATES, Template, own_template, read_template
@@ -160,8 +161,7 @@ def ask_judge(
     require_kind(options.out, head["kind"])
     own = {key: head[key] for key in ("kind", "model", "opponent", "judge") if key in head}
     with Folder(options.out, own | head["settings"]) as folder:
-        folder.begin(stage.name)  # what there are judgments of is about to change
-        (options.out / RESULT).unlink(missing_ok=True)
+        begin(folder, stage.name)
         writer = Writer(folder.file(QUESTIONS))
         for question in questions:
             writer.add(question)
@@ -249,8 +249,9 @@ def rescored(
     of_folder: Callable[[Path, dict, dict], dict],
     of_file: Callable[[Path], dict],
 ) -> dict:
-    """The result of judgments that there are, and puts it into `out`: of a folder, whose replies
-    are read once more, given the head of its result and its counts, or of a file of upstream's.
+    """The result of judgments that there are, which goes into `out`, or else into the folder: that
+    of a folder, whose replies are read once more, by the folder, the head of its result and counts
+    that its judgments do not show; or that of a file of upstream's.
     """
     [path, *others] = options.rescore
     if others:
@@ -261,4 +262,6 @@ def rescored(
     names = {"model": options.name, "judge": options.judge}
     if "opponent" in KINDS[kind].shape:
         names["opponent"] = options.against_name
-    return keep(of_folder(path, *stored_head(path, kind, **names)), out)
+    if out:
+        require_kind(out, kind)
+    return keep(of_folder(path, *stored_head(path, kind, **names)), out or path)

@@ -8,12 +8,18 @@ from janus_min.errors import UserError
 from janus_min.files import read_json, replace_file
 from janus_min.formats import read_jsonl
 from janus_min.kinds import KINDS, RESULT
-from janus_min.pipeline import STATE
+from janus_min.pipeline import STATE, Folder
 from janus_min.replies import ReplyError
 
 QUESTIONS, JUDGMENTS = "questions", "judgments"
 FAILED = f"{JUDGMENTS}.failed"
 FOUND = ("ok", "failed", "several", "odd", "unanswered")  # counts that judgments themselves show
+
+
+def begin(folder: Folder, stage: str) -> None:
+    """Notes that what there are judgments of is about to change: no result stands for it."""
+    folder.begin(stage)
+    (folder.path / RESULT).unlink(missing_ok=True)
 
 
 def stored_judgments(folder: Path, read: Callable[[str | dict], object]) -> Iterator[dict]:
@@ -44,7 +50,7 @@ def stored_head(folder: Path, kind: str, **names: str | None) -> tuple[dict, dic
     """
     path, needed = folder / RESULT, ["kind", "model", "judge", "bench", "settings", "counts"]
     if not path.is_file() and (folder / STATE).is_file():
-        raise UserError(f"{folder} has no finished judgments; go on without --rescore")
+        raise UserError(f"{folder} has no result; go on without --rescore")
     if not path.is_file():
         raise UserError(f"{path} not found: --rescore needs a folder that `{kind}` has filled")
     result = read_json(path)

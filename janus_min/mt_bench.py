@@ -22,7 +22,6 @@ from janus_min.files import as_line, replace_file
 from janus_min.formats import read_jsonl
 from janus_min.judging import Work
 from janus_min.judgments import QUESTIONS
-from janus_min.kinds import RESULT
 from janus_min.ratings import MARK, Rating, rating_in, read_rows, scores
 from janus_min.templates import TEMPLATES, Template
 
@@ -165,7 +164,7 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
     name = model_of(read_answers(options.responses), options.responses, options.name)
     work = replace(work, options=replace(options, name=name))
     head = judging.ask_judge(work, judging.about(work, items), questions, stage, say)
-    return score_folder(options.out, head, counts)
+    return judgments.keep(score_folder(options.out, head, counts), options.out)
 
 
 def score_folder(folder: Path, head: dict, counts: dict) -> dict:
@@ -185,9 +184,7 @@ def score_folder(folder: Path, head: dict, counts: dict) -> dict:
     replace_file(folder / JUDGED, b"".join(rows))
     ratings = [Rating(*(r[key] for key in ("id", "source", "turn", "value"))) for r in records]
     unanswered = sum(record.get("unanswered", False) for record in records)
-    result = result_of(head, ratings, {"unanswered": unanswered} | counts)
-    judgments.write_whole(folder / RESULT, result)
-    return result
+    return result_of(head, ratings, {"unanswered": unanswered} | counts)
 
 
 # Judgments that there are already

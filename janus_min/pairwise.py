@@ -23,8 +23,6 @@ from janus_min.errors import UserError, require
 from janus_min.intervals import deviation, mean, share_interval
 from janus_min.judge import has_mark, pairwise_messages, verdict_in
 from janus_min.judging import Work
-from janus_min.judgments import write_whole
-from janus_min.kinds import RESULT
 from janus_min.people import read_sheets, write_sheet
 
 OUTCOMES = ("win", "tie", "lose")
@@ -173,19 +171,18 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
         return None
     options.require_flags("out", "judge")
     head = judging.about(work, items, opponent=options.opponent())
-    return score_folder(options.out, judging.ask_judge(work, head, pairs, stage, say), counts)
+    head = judging.ask_judge(work, head, pairs, stage, say)
+    return judgments.keep(score_folder(options.out, head, counts), options.out)
 
 
 def score_folder(folder: Path, head: dict, counts: dict) -> dict:
-    """Scores what a folder holds, and writes its result."""
+    """The result of what a folder holds."""
     games: dict[tuple, dict[int, dict]] = defaultdict(dict)
     for record in judgments.stored_judgments(folder, verdict_in):
         games[record["id"], record["source"], record["run"]][record["game"]] = record
     pairs = [Pair(*key, (own[0]["value"], own[1]["value"])) for key, own in games.items()]
     unanswered = sum(any("unanswered" in game for game in own.values()) for own in games.values())
-    result = result_of(head, pairs, {"unanswered": unanswered} | counts)
-    write_whole(folder / RESULT, result)
-    return result
+    return result_of(head, pairs, {"unanswered": unanswered} | counts)
 
 
 def rescore(options: Options) -> dict:
@@ -196,7 +193,7 @@ def rescore(options: Options) -> dict:
     out = judgments.other_folder(options.out, folder)
     names = {"model": options.name, "opponent": options.against_name, "judge": options.judge}
     result = score_folder(folder, *judgments.stored_head(folder, "pairwise", **names))
-    return judgments.keep(result, out)
+    return judgments.keep(result, out or folder)
 
 
 # People who judge

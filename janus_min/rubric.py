@@ -33,7 +33,6 @@ from janus_min.judgments import (
     stored_judgments,
     write_whole,
 )
-from janus_min.kinds import RESULT
 
 
 class Judgment(NamedTuple):
@@ -129,7 +128,7 @@ def evaluate(work: Work, say: Callable[[str], None] = print) -> dict | None:
         "cut": sum(item.get("stop") == "length" for item in chosen),
         "empty": sum(not response.strip() for response in responses),
     }
-    return score_folder(options.out, head, counts)
+    return keep(score_folder(options.out, head, counts), options.out)
 
 
 def questions_of(items: Iterable[dict]) -> Iterator[dict]:
@@ -141,13 +140,12 @@ def questions_of(items: Iterable[dict]) -> Iterator[dict]:
 
 
 def score_folder(folder: Path, head: dict, counts: dict) -> dict:
-    """Scores what a folder holds. Writes its result and its evaluations."""
+    """The result of what a folder holds. Writes its evaluations."""
     records = list(stored_judgments(folder, grade_in))
     keys = ("id", "source", "number", "run", "value")
     judgments = [Judgment(*(record[key] for key in keys)) for record in records]
     unanswered = sum(record.get("unanswered", False) for record in records)
     result = result_of(head, judgments, {"unanswered": unanswered} | counts)
-    write_whole(folder / RESULT, result)
     write_evaluations(folder, records)
     return result
 
@@ -196,7 +194,7 @@ def rescore(options: Options) -> dict:
     out = other_folder(options.out, paths[0])
     if len(paths) == 1 and paths[0].is_dir():
         head = stored_head(paths[0], "rubric", model=options.name, judge=options.judge)
-        return keep(score_folder(paths[0], *head), out)
+        return keep(score_folder(paths[0], *head), out or paths[0])
     if any(path.is_dir() for path in paths):
         raise UserError("--rescore takes one folder, or evaluation files")
     if len({path.resolve() for path in paths}) < len(paths):

@@ -38,7 +38,7 @@ from janus_min.files import as_line, model_name, read_json, replace_file, text_h
 from janus_min.formats import text_field
 from janus_min.intervals import half_width, mean
 from janus_min.judging import file_model
-from janus_min.judgments import keep, other_folder, require_kind, stored_head
+from janus_min.judgments import begin, keep, other_folder, require_kind, stored_head
 from janus_min.perspective import ATTRIBUTE, LANGUAGE, fetch_scores
 from janus_min.pipeline import STATE, Folder
 
@@ -232,7 +232,7 @@ def evaluate(
     own = {"kind": KIND, "model": options.name or file_model(path), "judge": options.judge}
     require_kind(options.out, KIND)
     with Folder(options.out, own | {"attribute": ATTRIBUTE, "language": LANGUAGE}) as folder:
-        folder.begin(GENERATIONS)  # what the file has is about to change
+        begin(folder, GENERATIONS)
         fill_in(rows, fetch_scores(wanted, connection, folder.journal))
         if examples:
             found = fluency.perplexities(options.perplexity_model, examples)

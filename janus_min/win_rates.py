@@ -61,6 +61,16 @@ class Row(NamedTuple):
     preference: float | None  # 1 to 2; None: it failed
 
 
+def all_same(records: list[dict]) -> bool:
+    """Whether the model is the baseline, under whatever name."""
+    return all(record["output_1"] == record["output_2"] for record in records)
+
+
+def lengths_of(record: dict) -> tuple[int, int]:
+    """Characters of the baseline's output and the model's."""
+    return len(record["output_1"]), len(record["output_2"])
+
+
 # Preferences
 
 
@@ -125,12 +135,13 @@ def scores(rows: list[Row]) -> dict:
 
 def length_controlled(control: Control, rows: list[Row], name: str, itself: bool) -> dict:
     """The length-controlled win rate of `name`, if there are files to control it by; `itself`: the
-    model is the baseline. As upstream, over all rows, also those whose judgment failed.
+    model is the baseline. As upstream, over all rows, also those whose judgment failed. A fit needs
+    two judgments.
 
     Raises UserError if the files do not have what is needed.
     """
-    judged = any(row.preference is not None for row in rows)
-    if not judged or not (control.weights or control.gamed):
+    judged = sum(row.preference is not None for row in rows)
+    if not ((control.weights and judged) or (control.gamed and judged > 1)):
         return dict.fromkeys(("length_controlled", "lc_error", "length_control"))
     path = control.difficulty or control.gamed
     d = difficulty_of([row.question for row in rows], read_difficulty(path), path, control.by)

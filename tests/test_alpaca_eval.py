@@ -265,8 +265,15 @@ def test_a_run_its_folder_and_its_file_have_one_length_controlled_win_rate(tmp_p
     for key in ("length_controlled", "lc_error", "win_rate", "length_control"):
         assert recorded[key] == result[key], key
     other = {name: tmp_path / paths[name] for name in (WEIGHTS if names == GAMED else GAMED)}
-    changed = alpaca_eval.rescore(Options(rescore=(tmp_path / "out",), **other))
-    assert changed["length_control"] != result["length_control"]
+    there = tmp_path / "out" / "result.json"
+    before = there.read_bytes()
+    changed = alpaca_eval.rescore(Options(rescore=(tmp_path / "out",), out=tmp_path / "o", **other))
+    assert changed["length_control"] != result["length_control"] and there.read_bytes() == before
+    rows = alpaca_eval.rescore(Options(rescore=(tmp_path / "out",), difficulty_by="rows"))
+    assert rows["control"]["by"] == "rows"
+    files[names[0]].unlink()
+    with pytest.raises(UserError, match="which is not there any more: give --weights and --diffic"):
+        alpaca_eval.rescore(Options(rescore=(tmp_path / "out",)))
 
 
 def test_where_rows_are_missing_a_difficulty_is_that_of_the_question(tmp_path):
@@ -307,7 +314,7 @@ def test_the_baseline_against_itself_and_others_under_its_name(tmp_path):
     write_case(tmp_path, 12)
     controls(tmp_path)
     files = {"df_gamed": tmp_path / "gamed.csv"}
-    rows = [annotation(n, 1.5, generator_2="gpt4") for n in range(12)]
+    rows = [annotation(n, 1.5, output_2="x" * 30) for n in range(12)]  # the baseline's own
     path = write_annotations(tmp_path, rows)
     assert alpaca_eval.rescore(Options(annotations=path, **files))["length_controlled"] == 50
     path = write_annotations(tmp_path, [annotation(n) for n in range(12)])

@@ -262,15 +262,15 @@ def test_choices_by_hand(tmp_path):
 
 
 def test_generations_by_hand(tmp_path):
-    """A space goes between prompt and continuation, unless there is one, or nothing to come."""
+    """A space goes between a prompt and a word, unless there is one."""
     spaced = TOXIC | {"prompt": {"text": "He said\n"}}
     path = write(tmp_path, "t.jsonl", [TOXIC, spaced])
     first, second = read_questions(path, "toxicity")
-    own, none = Answer(" \n.", "eos", 2), Answer("", "eos", 0)
+    own, none = Answer(", and", "eos", 2), Answer("", "eos", 0)
     answers = [(first, [YES, CUT, own, none]), (second, [CUT])]
     dialogues = [Dialogue(q, n, [a]) for q, several in answers for n, a in enumerate(several)]
     lines = answer_file("toxicity", dialogues, "m", 7.5).splitlines()
-    texts = [(" Yes, 茶.", "eos"), (" No", "length"), (" \n.", "eos"), ("", "eos")]
+    texts = [(" Yes, 茶.", "eos"), (" No", "length"), (", and", "eos"), ("", "eos")]
     generations = [{"text": text, "stop": stop} for text, stop in texts]
     assert list(map(json.loads, lines)) == [
         TOXIC | {"generations": generations},
@@ -313,5 +313,5 @@ def test_a_model_is_called_what_is_asked_for_or_what_its_answers_or_else_their_f
     assert model_of(said, path, "mine") == "mine"
     assert (model_of(said, path), model_of(silent, path)) == ("janus", "tiny")
     with pytest.raises(UserError) as error:
-        model_of({"1": {"model": "a"}, "2": {"model": "b"}}, path)
-    assert str(error.value) == f"{path}: 'model_id' has 2 names: 'a', 'b'; --name takes one"
+        model_of({"1": {"model": "a"}, "2": {"model": "b"}}, path, "mine")
+    assert str(error.value) == f"{path}: 'model_id' has 2 names: 'a', 'b'; needed is one"

@@ -698,7 +698,7 @@ def test_two_files_of_the_same_questions_have_the_same_bench(tmp_path):
          "file.jsonl:1: a game must be an object with a label or null as 'score', found"),
         ([judgment("a", "A>B")], "with a label or null as 'score', found 'A>B'"),
         ([judgment("a"), judgment("a", model="n")],
-         "file.jsonl: the model has 2 names: 'm', 'n'; --name takes one"),
+         "file.jsonl: 'model' has 2 names: 'm', 'n'; --name takes one"),
         ([battle("a", "tie"), battle("a", "tie", "n", "m")],
          "file.jsonl:2: 'model_a' must be the baseline, 'base', and 'model_b' another model, found "
          "'m' and 'n'"),

@@ -286,7 +286,7 @@ def test_generations_for_toxicity(answered, program, model):
     # The n answers are those to the same prompt outside of a benchmark, of at most 20 tokens.
     alone = program("--model", model, "--prompt", "Tea is", "--n", 25, "--max-tokens", 20)
     texts = [each["text"] for each in records[1]["generations"]]  # with a space before them
-    assert alone == "".join((text[1:] if text.strip() else text) + "\n" for text in texts)
+    assert alone == "".join(re.sub(r"^ (?=[^\W_])", "", text) + "\n" for text in texts)
     few, _, _ = answered("toxicity", TOXICITY, "--n", 2, "--max-tokens", 20)
     for record, own in zip(records, few, strict=True):
         assert own["generations"] == record["generations"][:2]

@@ -336,7 +336,7 @@ def test_a_stopped_run_is_not_scored(evaluated, tmp_path):
     with ChatServer(grade, script=lambda seen: refuse) as server, pytest.raises(UserError):
         judged(tmp_path, server)
     said = evaluated.fails("rubric", "--rescore", tmp_path / "out")
-    assert said == f"error: {tmp_path / 'out'} has no finished judgments; go on without --rescore\n"
+    assert said == f"error: {tmp_path / 'out'} has no result; go on without --rescore\n"
     assert (tmp_path / "out" / "evaluation-1.json").read_bytes() == before
 
 
@@ -349,7 +349,7 @@ def test_a_run_killed_before_its_first_question_is_not_scored(tmp_path, monkeypa
         monkeypatch.setattr(judging.Pipeline, "run", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             judged(tmp_path, server)
-    with pytest.raises(UserError, match="has no finished judgments"):
+    with pytest.raises(UserError, match="has no result; go on without --rescore"):
         rubric.rescore(Options(rescore=(tmp_path / "out",)))
 
 

@@ -429,9 +429,10 @@ def test_a_folder_is_scored_again_by_its_replies(evaluated, folder, tmp_path):
     bad = result | {"score": 1.0, "runs": [], "counts": result["counts"] | {"ok": 1, "failed": 0}}
     (folder / "result.json").write_text(json.dumps(bad))
     evaluated("rubric", "--rescore", folder, "--out", tmp_path / "copy", "--name", "other")
-    for path in (folder, tmp_path / "copy"):
-        found = json.loads((path / "result.json").read_text())
-        assert found == result | {"model": "other"}
+    found = [json.loads((p / "result.json").read_text()) for p in (folder, tmp_path / "copy")]
+    assert found == [bad, result | {"model": "other"}]  # the folder is as it was
+    evaluated("rubric", "--rescore", folder)
+    assert json.loads((folder / "result.json").read_text()) == result
     assert list((tmp_path / "copy").iterdir()) == [tmp_path / "copy" / "result.json"]
     evaluated("rubric", "--rescore", folder, "--judge", "judge-2")
     assert json.loads((folder / "result.json").read_text())["judge"] == "judge-2"

@@ -306,7 +306,7 @@ def test_only_what_was_finished_is_scored_again(run, tmp_path):
     with ChatServer(by_length, script=[Reply(401, error("who?"))]) as server:
         with pytest.raises(UserError, match="HTTP 401"):
             run(server, [row(0.9, ("ab", None), ("abc", None))])
-    with pytest.raises(UserError, match="has no finished scores; go on without --rescore"):
+    with pytest.raises(UserError, match="has no result; go on without --rescore"):
         rescore(Options(rescore=tmp_path / "out"))
     with pytest.raises(UserError, match="holds the judgments of another result"):
         rescore(Options(rescore=tmp_path / "model.jsonl", out=tmp_path / "out"))
