@@ -18,7 +18,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from janus_min import miniature
+from janus_min import mini_data
 from janus_min.build import Options, Work, build_bench, build_collection
 from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.client import Connection
@@ -131,9 +131,9 @@ def sunburst() -> None:
 
 def build_miniature() -> None:
     """The stages of `build`, with the miniature's teacher behind a server on this machine."""
-    folder = miniature.FILES
-    miniature.write_world(folder)
-    rows = miniature.collection()
+    folder = mini_data.FILES
+    mini_data.write_world(folder)
+    rows = mini_data.collection()
     write_json(folder / "hierarchy.json", world_hierarchy())
     prompts = {row["prompt"]: row["original_source"] for row in rows}
     lines = [json.dumps({"prompt": p, "source": s}) + "\n" for p, s in prompts.items()]
@@ -150,7 +150,7 @@ def build_miniature() -> None:
         raise UserError(f"{out} holds other rows than the teacher has; remove it and try again")
     systems = {row["system"] for row in rows}
     sets = {json.dumps([entry["preference"] for entry in row["preference_set"]]) for row in rows}
-    splits = Counter(item["source"] for item in miniature.bench())
+    splits = Counter(item["source"] for item in mini_data.bench())
     print(f"\n{len(rows):,} rows: {len(prompts):,} instructions, {len(systems):,} system messages,")
     print(f"{len(sets):,} preference sets from {len(PREFERENCES)} preferences")
     print("bench: " + ", ".join(f"{count} items of {split}" for split, count in splits.items()))

@@ -32,7 +32,7 @@ from janus_min import (
     arena_hard,
     chart,
     judging,
-    miniature,
+    mini_data,
     mt_bench,
     pairwise,
     report,
@@ -229,7 +229,7 @@ def evaluate_miniature(model: Path | None) -> None:
     recipe_file = directory.parent / "recipe.json"
     recipe = read_json(recipe_file) if recipe_file.is_file() else {}
     print(f"model: {directory}")
-    items = miniature.bench()
+    items = mini_data.bench()
     responses = grading.respond(policy, tokenizer, items)
     scores = grading.score_splits(items, responses)
     print(*scores, sep="\n")
@@ -247,7 +247,7 @@ def evaluate_miniature(model: Path | None) -> None:
 
 def miniature_files(name: str, items: list[dict], responses: list[str]) -> judging.Options:
     """The miniature's bench and responses as files, in a new folder for their evaluation."""
-    out = miniature.FILES / "evaluation" / name
+    out = mini_data.FILES / "evaluation" / name
     shutil.rmtree(out, ignore_errors=True)  # nothing in it was paid for
     out.mkdir(parents=True)
     files = out / "bench.jsonl", out / f"{name}_responses.json"

@@ -25,7 +25,7 @@ import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from janus_min import miniature
+from janus_min import mini_data
 from janus_min.answers import (
     BENCHMARKS,
     SAMPLES,
@@ -151,7 +151,7 @@ def read_prompts(options: Options) -> list[Prompt]:
         system = unicode_text(options.system or "", "--system")
         return [Prompt(system, unicode_text(options.prompt, "--prompt"), {}, 1)]
     if options.input is None:
-        return [Prompt(system, instruction, {}, 1) for system, instruction in miniature.showcase()]
+        return [Prompt(system, instruction, {}, 1) for system, instruction in mini_data.showcase()]
     prompts = []
     for line, record in read_jsonl(options.input):
         where = f"{options.input}:{line}"

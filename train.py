@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from janus_min import cli, miniature
+from janus_min import cli, mini_data
 from janus_min.checkpoint import save_model
 from janus_min.cli import Parser, add_fields, given_fields
 from janus_min.config import ModelConfig
@@ -120,11 +120,11 @@ def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> No
     there."""
     with ranks.together():
         if recipe.miniature and ranks.first:
-            miniature.write_world(miniature.FILES)
+            mini_data.write_world(mini_data.FILES)
     if recipe.start is None or options.model is not None:
         return
     check_out(options.out or Path("runs") / name, options)  # before minutes of work
-    model = miniature.model_of(recipe.start)
+    model = mini_data.model_of(recipe.start)
     there, begun = ranks.tell((model.exists(), (model.parent / "recipe.json").exists()))
     if not there:
         main([recipe.start, "--device", ranks.device, *(["--resume"] if begun else [])])
@@ -139,7 +139,7 @@ def look(name: str, recipe: Recipe, options: Options) -> None:
         return
     config, size = MISTRAL_7B, options.world_size or 1
     if recipe.miniature:
-        miniature.write_world(miniature.FILES)
+        mini_data.write_world(mini_data.FILES)
     if recipe.miniature or options.data:
         run = prepare(name, recipe, options, Ranks(size=size))
         config, rows = run.config, [row for step in run.plan for row in step]

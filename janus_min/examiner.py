@@ -5,7 +5,7 @@ It knows the little world, and takes from the prompt what a model would take: th
 instruction, the preference from the rubric, or all four from the system message.
 """
 
-from janus_min.miniature import rubric_preference
+from janus_min.mini_data import rubric_preference
 from janus_min.teacher import between
 from janus_min.world import PREFERENCES, TOPICS, WORLD, Preference, judge
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from janus_min import checkpoint, miniature
+from janus_min import checkpoint, mini_data
 from janus_min.config import ModelConfig
 from janus_min.data import load_examples, reasons
 from janus_min.device import pick_impl
@@ -32,10 +32,10 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
     out = options.out or Path("runs") / name
     if not options.only_look:
         check_out(out, options)
-    start = options.model or (miniature.model_of(recipe.start) if recipe.start else None)
+    start = options.model or (mini_data.model_of(recipe.start) if recipe.start else None)
     if options.only_look and recipe.start and not start.exists():
         start = None  # the world's tokenizer is enough to look at rows
-    tokenizer = Tokenizer(start or miniature.FILES)
+    tokenizer = Tokenizer(start or mini_data.FILES)
     config = mini_model(tokenizer.vocab_size)
     if start:
         config = ModelConfig.from_json(start / "config.json")
@@ -51,10 +51,10 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
         )
 
     print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in recipe.shown().items()))
-    files = options.data or (miniature.FILES / f"{recipe.miniature}.jsonl",)
+    files = options.data or (mini_data.FILES / f"{recipe.miniature}.jsonl",)
     data = read(files, tokenizer, recipe, config, recipe.max_examples)
     held_out = None
-    if eval_data := options.eval_data or miniature.held_out_file(recipe.miniature):
+    if eval_data := options.eval_data or mini_data.held_out_file(recipe.miniature):
         held_out = read((eval_data,), tokenizer, recipe, config)
     plan = make_plan(
         data.lengths,

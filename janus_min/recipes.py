@@ -61,7 +61,7 @@ class Recipe:
     probabilities: tuple[float, ...] | None = None  # shares of the --data files in their mixture
     max_examples: int | None = None  # the first so many examples of the mixture
     seed: int = 42  # of data order and random initialisation; both frameworks' default
-    miniature: str | None = None  # a collection of janus_min/miniature.py
+    miniature: str | None = None  # a collection of janus_min/mini_data.py
     start: str | None = None  # the miniature whose model this one starts from
 
     def __post_init__(self):

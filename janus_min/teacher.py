@@ -1,7 +1,7 @@
 """The miniature's teacher behind the prompts of data generation: it replies by rule, where a large
 language model would be asked.
 
-For the instructions of the little world it replies what `miniature.collection` holds, so that the
+For the instructions of the little world it replies what `mini_data.collection` holds, so that the
 collection that is built over HTTP is the very one that the miniatures are trained on. For any other
 instruction it makes do with what the request itself says: the starting points, the descriptions,
 the preference.
@@ -12,7 +12,7 @@ import re
 
 from janus_min import prompts
 from janus_min.hierarchy import DIMENSIONS, Hierarchy
-from janus_min.miniature import collection, rubric_texts
+from janus_min.mini_data import collection, rubric_texts
 from janus_min.world import PREFERENCES
 
 

@@ -11,7 +11,7 @@ judge):
     harmlessness           what it is careful about  one sentence: a danger, a source, …
 
 A system message is a role and one wording of one preference per dimension, in any order.
-`miniature.py` makes a collection and a bench of it.
+`mini_data.py` makes a collection and a bench of it.
 """
 
 import json

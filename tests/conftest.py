@@ -71,7 +71,7 @@ def mistral_tokenizer(mistral_tokenizer_file: Path) -> Tokenizer:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """The miniature's files, tokenizer included."""
-    from janus_min.miniature import write_world
+    from janus_min.mini_data import write_world
 
     directory = tmp_path_factory.mktemp("world")
     write_world(directory)

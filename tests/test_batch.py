@@ -18,7 +18,7 @@ from janus_min.client import CHAT, Client, Connection, Request
 from janus_min.errors import UserError
 from janus_min.exports import FILES
 from janus_min.journal import Journal
-from janus_min.miniature import collection
+from janus_min.mini_data import collection
 from janus_min.pipeline import Sampling
 from janus_min.sources import Filters
 from janus_min.teacher import Teacher, world_hierarchy

@@ -21,7 +21,7 @@ from janus_min.errors import UserError
 from janus_min.exports import FILES
 from janus_min.formats import read_jsonl
 from janus_min.loopback import served
-from janus_min.miniature import collection
+from janus_min.mini_data import collection
 from janus_min.pipeline import Folder, Sampling
 from janus_min.sources import Filters
 from janus_min.teacher import Teacher, world_hierarchy

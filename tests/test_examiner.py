@@ -5,7 +5,7 @@ import pytest
 from janus_min.examiner import TOPIC_OF, examine, preferences_in
 from janus_min.judge import grade_in, pairwise_messages, rubric_messages, verdict_in
 from janus_min.loopback import served
-from janus_min.miniature import bench, collection, row_preferences, rubric_preference
+from janus_min.mini_data import bench, collection, row_preferences, rubric_preference
 from janus_min.rubric import evaluate
 from janus_min.templates import own_template
 from janus_min.world import BY_DIMENSION, TOPICS, answer, judge

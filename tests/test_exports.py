@@ -12,7 +12,7 @@ from janus_min import exports
 from janus_min.data import load_examples
 from janus_min.exports import FILES, TEST_SHARE, export
 from janus_min.formats import pair_row, reward_row, sft_row
-from janus_min.miniature import collection
+from janus_min.mini_data import collection
 from janus_min.tokenizer import Tokenizer
 
 SFT = ["main_source", "original_source", "preference_set", "system", "prompt", "output"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_min.miniature import SPLITS, showcase_sets
+from janus_min.mini_data import SPLITS, showcase_sets
 from janus_min.world import judge, true_sentences
 from tests.programs import ROOT, environment
 

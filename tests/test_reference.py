@@ -11,7 +11,7 @@ import train
 from janus_min import chat, reference
 from janus_min.checkpoint import load_model, save_model
 from janus_min.losses import sequence_logps
-from janus_min.miniature import collection, train_tokenizer
+from janus_min.mini_data import collection, train_tokenizer
 from janus_min.model import Policy
 from janus_min.parallel import ALONE
 from janus_min.row import build_row

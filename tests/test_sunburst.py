@@ -6,7 +6,7 @@ import re
 import pytest
 
 from janus_min.errors import UserError
-from janus_min.miniature import collection
+from janus_min.mini_data import collection
 from janus_min.sunburst import TEMPLATE, page, tree_of_hierarchy, tree_of_rows, write_page
 from tests.browser import Browser, started
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import train
 from janus_min import checkpoint
-from janus_min.miniature import collection, plain_texts
+from janus_min.mini_data import collection, plain_texts
 from janus_min.objectives import OBJECTIVES
 from janus_min.recipes import JANUS, JANUS_DPO, JANUS_ORPO, JANUS_RM, RECIPES
 from janus_min.state import states

@@ -51,7 +51,7 @@ print(f"{time.monotonic() - start:.1f} s, {held:.1f} GiB of weights", file=sys.s
 
 def write_random(folder: Path, layers: int) -> None:
     """A checkpoint of Mistral's width with so many layers, and the miniature's tokenizer."""
-    from janus_min.miniature import write_world
+    from janus_min.mini_data import write_world
 
     config = replace(MISTRAL_7B, num_hidden_layers=layers)
     with torch.device("meta"):

@@ -9,7 +9,7 @@ import pytest
 from janus_min.data import load_examples
 from janus_min.formats import pair_row, sft_row
 from janus_min.grading import score
-from janus_min.miniature import (
+from janus_min.mini_data import (
     SPLITS,
     UNIFORM_SYSTEM,
     bench,
