@@ -222,7 +222,7 @@ def evaluate_miniature(model: Path | None) -> None:
     """What `rubric` does, with the miniature's judge behind a server on this machine."""
     # PyTorch, which few commands need, takes longer than they do.
     from janus_min import grading
-    from janus_min.sampling import load_for_generation
+    from janus_min.loading import load_for_generation
 
     directory = model or grading.newest_model()
     policy, tokenizer = load_for_generation(directory)

@@ -29,6 +29,7 @@ from janus_min.device import compute_dtype
 from janus_min.errors import UserError
 from janus_min.grading import score_model
 from janus_min.interrupt import Interruptible, StoppedError
+from janus_min.loading import load_for_generation
 from janus_min.memory import Job, report
 from janus_min.model import RewardModel
 from janus_min.objectives import OBJECTIVES
@@ -39,7 +40,6 @@ from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe
 from janus_min.records import Records
 from janus_min.resume import begin, save
 from janus_min.run import Options, Run
-from janus_min.sampling import load_for_generation
 from janus_min.show import show_row
 from janus_min.state import newest_state
 

@@ -25,12 +25,12 @@ import torch
 from janus_min.chat import encode_prompt_texts
 from janus_min.checkpoint import open_model, require_vocabulary
 from janus_min.errors import UserError
+from janus_min.loading import load_policy
 from janus_min.losses import average_logps
 from janus_min.model import Policy
 from janus_min.plan import best_fit
 from janus_min.progress import Progress
 from janus_min.row import Example, build_row, laid_tokens
-from janus_min.sampling import load_for_generation
 from janus_min.tokenizer import Tokenizer
 
 ROW_TOKENS = 8192  # computed at a time, unless one text is longer
@@ -71,7 +71,7 @@ def perplexities(directory: Path, examples: list[Example]) -> list[float | None]
     measured = [i for i, example in enumerate(examples) if len(example.responses[0])]
     if not measured:
         return found
-    policy, _ = load_for_generation(directory)
+    policy, _ = load_policy(directory)
     device, window = policy.lm_head.weight.device, policy.config.sliding_window
     lengths = [laid_tokens(examples[i], window) for i in measured]
     row_tokens = max(ROW_TOKENS, *lengths)

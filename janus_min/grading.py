@@ -5,10 +5,11 @@ from pathlib import Path
 
 from janus_min.chat import encode_prompts
 from janus_min.directories import tensor_files
+from janus_min.engine import generate
 from janus_min.errors import UserError
 from janus_min.mini_data import SPLITS, UNIFORM_SYSTEM, bench, rubric_preference
 from janus_min.model import Policy
-from janus_min.sampling import Request, Sampling, generate
+from janus_min.sampling import Request, Sampling
 from janus_min.tokenizer import Tokenizer
 from janus_min.world import judge, true_sentences
 

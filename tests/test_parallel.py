@@ -10,11 +10,12 @@ import torch
 
 from janus_min import parallel
 from janus_min.checkpoint import load_model, save_model
+from janus_min.engine import generate
 from janus_min.model import Policy, RewardModel, initialise, initialise_head, set_up_blocks
 from janus_min.objectives import OBJECTIVES, Counts
 from janus_min.parallel import Ranks, join, local, rows_of_shard, whole
 from janus_min.row import build_row
-from janus_min.sampling import Request, Sampling, generate
+from janus_min.sampling import Request, Sampling
 from tests.conftest import (
     random_examples,
     random_pairs,

@@ -10,10 +10,11 @@ from janus_min import device
 from janus_min import model as model_module
 from janus_min.allocations import WORKSPACES, Tracker
 from janus_min.checkpoint import load_model, save_model
+from janus_min.engine import generate
 from janus_min.errors import UserError
 from janus_min.model import Policy, set_up_blocks
 from janus_min.row import Example, build_row
-from janus_min.sampling import Request, Sampling, generate
+from janus_min.sampling import Request, Sampling
 from kernels import attention as attention_module
 from kernels import launch
 from kernels import linear_cross_entropy as head
