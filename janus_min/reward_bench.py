@@ -16,30 +16,22 @@ is no score.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-import torch
-
 from janus_min.bench import about_bench
-from janus_min.checkpoint import load_model, open_model, require_vocabulary
-from janus_min.config import ModelConfig
-from janus_min.device import compute_dtype, pick_device, pick_impl
+from janus_min.best_of_n import compute_rewards, load_reward_model
+from janus_min.checkpoint import open_model, require_vocabulary
 from janus_min.errors import UserError, require
 from janus_min.files import Writer, model_name
 from janus_min.formats import read_jsonl, text_field
 from janus_min.intervals import share_interval
 from janus_min.judgments import keep, other_folder, require_kind, stored_head
 from janus_min.kinds import RESULT
+from janus_min.loading import PRECISIONS
 from janus_min.model import RewardModel
-from janus_min.parallel import Ranks
-from janus_min.plan import best_fit
-from janus_min.progress import Progress
 from janus_min.reward_pairs import Batch, Key, Pair, encode, read_pairs
-from janus_min.row import Example, build_row, laid_tokens
-from janus_min.sampling import PRECISIONS
 from janus_min.tokenizer import Tokenizer
 
 SCORES = "scores.jsonl"
@@ -125,9 +117,9 @@ def evaluate(options: Options, say: Callable[[str], None] = print) -> dict:
     options.out.mkdir(parents=True, exist_ok=True)
     responses = sum(map(len, batch.keys))
     say(f"{len(pairs):,} pairs of {responses:,} different responses, {len(batch.cut):,} cut")
-    device = pick_device()
-    dtype = PRECISIONS[options.precision] if options.precision else compute_dtype(device)
-    rewards = rewards_of(_load(options.model, device, dtype), batch, pairs, options.row_tokens)
+    model = load_reward_model(options.model, Tokenizer(options.model), options.precision)
+    dtype = model.value_head.weight.dtype
+    rewards = rewards_of(model, batch, pairs, options.row_tokens)
 
     (options.out / RESULT).unlink(missing_ok=True)  # it is of other rewards
     writer = Writer(options.out / SCORES)
@@ -168,11 +160,6 @@ def _encoded(options: Options, pairs: list[Pair]) -> Batch:
     )
 
 
-def _load(directory: Path, device: str, dtype: torch.dtype) -> RewardModel:
-    impl = pick_impl(device, ModelConfig.from_json(directory / "config.json").head_dim)
-    return load_model(RewardModel, directory, impl=impl, dtype=dtype, ranks=Ranks(device=device))
-
-
 def rewards_of(
     model: RewardModel, batch: Batch, pairs: list[Pair], row_tokens: int
 ) -> dict[Key, float]:
@@ -180,7 +167,7 @@ def rewards_of(
     UserError that names the pair if it is not finite.
     """
     rewards: dict[Key, float] = {}
-    for index, own in _computed(model, batch.examples, row_tokens):
+    for index, own in compute_rewards(model, batch.examples, row_tokens, watched=True):
         for key, reward in zip(batch.keys[index], own, strict=True):
             if not math.isfinite(reward):
                 pair = next(pair for pair in pairs if key in pair.keys)
@@ -188,25 +175,6 @@ def rewards_of(
                 raise UserError(f"{pair.where}: {text}")
             rewards[key] = reward
     return rewards
-
-
-@torch.no_grad()
-def _computed(
-    model: RewardModel, examples: list[Example], row_tokens: int
-) -> Iterator[tuple[int, list[float]]]:
-    """Yields (number of an example, rewards of its responses), row by row."""
-    window, device = model.config.sliding_window, model.value_head.weight.device
-    lengths = [laid_tokens(example, window) for example in examples]
-    rows = best_fit(lengths, row_tokens)
-    pad_to = row_tokens if device.type == "cuda" else None  # there all rows have one length
-    progress = Progress(len(rows), "tokens", noun="row")
-    for done, indices in enumerate(rows, start=1):
-        row = build_row([examples[i] for i in indices], window, pad_to)
-        rewards = iter(model(row.to(device)).tolist())
-        progress.update(done, sum(lengths[i] for i in indices), "")
-        for i in indices:
-            yield i, list(islice(rewards, len(examples[i].responses)))
-    progress.close()
 
 
 def _record(pair: Pair, rewards: dict[Key, float], cut: set[Key]) -> dict:

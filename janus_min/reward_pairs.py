@@ -13,8 +13,6 @@ most half of them can be right.
     recipe trains on them.
 """
 
-from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +23,7 @@ from janus_min.bench import read_records
 from janus_min.chat import encode_prompt_texts, encode_responses, prompt_text
 from janus_min.errors import UserError
 from janus_min.formats import pair_row, text_field
-from janus_min.row import Example, laid_tokens
+from janus_min.row import Example, parts
 from janus_min.tokenizer import EOS, Tokenizer
 
 Key = tuple[str, str]  # a prompt and a response
@@ -145,19 +143,7 @@ def encode(
             cut.append(np.array(response, np.int32))
         keys = iter([(prompt, text) for text in own])
         whole = Example(np.array(ids, np.int32), tuple(cut), source="")
-        for example in _parts(whole, row_tokens, window):
+        for example in parts(whole, row_tokens, window):
             batch.examples.append(example)
             batch.keys.append(list(islice(keys, len(example.responses))))
     return batch
-
-
-def _parts(example: Example, row_tokens: int, window: int | None) -> Iterator[Example]:
-    """The example, or several of the same prompt if its responses do not fit into one row."""
-    own: tuple[np.ndarray, ...] = ()
-    for response in example.responses:
-        more = replace(example, responses=(*own, response))
-        if own and laid_tokens(more, window) > row_tokens:
-            yield replace(example, responses=own)
-            own = ()
-        own = (*own, response)
-    yield replace(example, responses=own)

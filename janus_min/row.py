@@ -9,11 +9,12 @@ A document is a prompt and its response. Of a preference pair, the prompt is lai
 
 A branch starts with the prompt's last token, because that token predicts the response's first one.
 Keys of the shared part are seen by both branches, keys of a branch by itself alone, and positions
-go on from the prompt in both: each branch computes exactly what its own document would.
+go on from the prompt in both: each branch computes exactly what its own document would. Where
+responses are ranked there are as many branches as responses to the prompt.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """What is trained together, encoded: a prompt and one response, or a pair's two."""
+    """What is computed together, encoded: a prompt and one response, a pair's two, or more."""
 
     prompt: np.ndarray  # (P,) int32, BOS first
     responses: tuple[np.ndarray, ...]  # each (R,) int32, EOS last; the chosen before the rejected
@@ -53,8 +54,8 @@ def trees(
 ) -> Iterator[tuple[int, tuple[np.ndarray, ...]]]:
     """How an example is laid: (first response, responses) of each prompt that is computed.
 
-    A pair is one tree, or two if `share_prompt` is off, or if the sliding window would bind: in a
-    row the rejected branch lies further from its prompt than in its own document.
+    It is one tree, or one for each response if `share_prompt` is off, or if the sliding window
+    would bind: in a row the second branch lies further from its prompt than in its own document.
     """
     longest = len(example.prompt) + max(map(len, example.responses))
     if share_prompt and (window is None or longest <= window):
@@ -72,6 +73,18 @@ def laid_tokens(example: Example, window: int | None = None, share_prompt: bool 
     """How many tokens of a row the example takes."""
     laid = trees(example, window, share_prompt)
     return sum(tree_tokens(example.prompt, responses) for _, responses in laid)
+
+
+def parts(example: Example, row_tokens: int, window: int | None = None) -> Iterator[Example]:
+    """The example, or several of the same prompt if its responses do not fit into one row."""
+    own: tuple[np.ndarray, ...] = ()
+    for response in example.responses:
+        more = replace(example, responses=(*own, response))
+        if own and laid_tokens(more, window) > row_tokens:
+            yield replace(example, responses=own)
+            own = ()
+        own = (*own, response)
+    yield replace(example, responses=own)
 
 
 def build_row(
@@ -92,7 +105,7 @@ def build_row(
     for example in examples:
         for first, responses in trees(example, window, share_prompt):
             end = layout.N + tree_tokens(example.prompt, responses)
-            reach = window if len(responses) == 1 else None  # with two, it does not bind
+            reach = window if len(responses) == 1 else None  # with more, it does not bind
             stem, last = example.prompt[:-1], example.prompt[-1:]
             # The shift: a position is scored on the token after it. Here, and nowhere else.
             scored = score_prompt and first == 0
