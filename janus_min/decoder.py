@@ -6,6 +6,7 @@ matrices are stored as oneDNN's blocks in fp32, which is up to 2.5 times as fast
 for a few rows; for other types they are stored transposed. `model.Policy` is the specification.
 """
 
+import platform
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from janus_min.cache import Attend
 from janus_min.model import Block, Policy, rotary_table
 
+PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 ROWS = 16  # tokens for which blocks are laid out; others are nearly as fast
 
 
@@ -55,7 +57,7 @@ def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
     weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
     if weight.is_cuda:
         laid = Plain(weight)
-    elif weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    elif weight.dtype == torch.float32 and PACKS:
         laid = Packed(weight)
     else:
         laid = Transposed(weight)

@@ -4,19 +4,30 @@ The miniature's teacher and judge are behind it, so that the programs' real code
 HTTP, retries, journal and all.
 """
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from janus_min.errors import UserError
+
+
+class Server(ThreadingHTTPServer):
+    """One thread for each connection."""
+
+    daemon_threads = True
+    request_queue_size = 128  # clients connect all at once; who finds it full waits for a second
+
 
 @contextmanager
-def served(answer: Callable[[list[dict]], str]) -> Iterator[str]:
+def served(answer: Callable[[list[dict]], str], port: int = 0) -> Iterator[str]:
     """Serves chat completions while it is entered; gives the base URL.
 
     `answer` takes the messages of a request and returns the text of the reply. Tokens are counted
-    as words.
+    as words; a UserError that it raises is told to whoever asked. Port 0 is any free one; raises
+    UserError for one that is in use.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -29,7 +40,11 @@ def served(answer: Callable[[list[dict]], str]) -> Iterator[str]:
         def do_POST(self) -> None:
             """Answers one request."""
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = answer(body["messages"])
+            try:
+                text = answer(body["messages"])
+            except UserError as error:
+                self._reply(400, {"error": {"message": str(error)}})
+                return
             read = sum(len(message["content"].split()) for message in body["messages"])
             message = {"role": "assistant", "content": text}
             reply = {
@@ -38,8 +53,11 @@ def served(answer: Callable[[list[dict]], str]) -> Iterator[str]:
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                 "usage": {"prompt_tokens": read, "completion_tokens": len(text.split())},
             }
+            self._reply(200, reply)
+
+        def _reply(self, status: int, reply: dict) -> None:
             content = json.dumps(reply).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -48,8 +66,12 @@ def served(answer: Callable[[list[dict]], str]) -> Iterator[str]:
         def log_message(self, *arguments: object) -> None:
             """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    try:
+        server = Server(("127.0.0.1", port), Handler)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise UserError(f"--port {port} is in use: give another one") from None
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"

@@ -35,9 +35,9 @@ TRAINED_WORDINGS = 6  # of 8
 UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
 # The files of training data: the whole collection, one system message for all, one of the three per
-# instruction, plain texts alone, a preference pair per instruction or three, and the chosen
-# responses of the former alone.
-COLLECTIONS = ("multifaceted", "uniform", "small", "texts", "pairs", "all-pairs", "chosen")
+# instruction, two of them, plain texts alone, a preference pair per instruction or three, and the
+# chosen responses of the former alone.
+COLLECTIONS = ("multifaceted", "uniform", "small", "two", "texts", "pairs", "all-pairs", "chosen")
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
 HELD_OUT_PAIRS_PER_TOPIC = 25
 TEXTS_PER_TOPIC = 200  # plain texts to read beside the collection
@@ -253,6 +253,7 @@ def write_world(directory: Path) -> None:
         "multifaceted": rows + texts,
         "uniform": uniform_collection() + texts,
         "small": rows[::SYSTEMS_PER_INSTRUCTION] + texts,
+        "two": [row for i, row in enumerate(rows) if i % SYSTEMS_PER_INSTRUCTION < 2] + texts,
         "texts": texts,
         "pairs": preferences,
         "all-pairs": pairs(SYSTEMS_PER_INSTRUCTION),

@@ -44,30 +44,34 @@ class Partial:
     def read(self) -> None:
         """Reads what all ranks have finished."""
         for path in _partials(self.output):
-            for record in self._lines(path):
-                self._take(record)
+            try:
+                before, *records = self._lines(path) or [self.settings]
+                self._require_same(path, before)
+                for record in records:
+                    self._take(record)
+            except (ValueError, TypeError, KeyError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"{path} is damaged; remove it and start anew") from None
 
     def _lines(self, path: Path) -> list[dict]:
         """The records of a file, but for what a kill has left of the last one."""
         whole, _, _ = path.read_bytes().rpartition(b"\n")
-        try:
-            records = [json.loads(line) for line in whole.splitlines()]
-        except ValueError:
-            raise UserError(f"{path} is damaged; remove it and start anew") from None
-        if records and (before := records.pop(0)) != self.settings:
-            names = [
-                key
-                for key in {**before, **self.settings}
-                if before.get(key) != self.settings.get(key)
-            ]
-            changes = "; ".join(
-                f"{name} was {before.get(name)!r}, is {self.settings.get(name)!r}" for name in names
-            )
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def _require_same(self, path: Path, before: dict) -> None:
+        """Raises UserError unless a file was begun with this run's settings."""
+        own = self.settings
+        changes = "; ".join(
+            f"{name} was {before.get(name)!r}, is {own.get(name)!r}"
+            for name in {**before, **own}
+            if before.get(name) != own.get(name)
+        )
+        if changes:
             raise UserError(
                 f"{path} was begun with other settings ({changes}): give these, or another "
                 "--output, or remove it"
             )
-        return records
 
     def _take(self, record: dict) -> None:
         if "rewards" in record:

@@ -65,5 +65,9 @@ def make_request(seed: int, ids: list[int], sample: int) -> Request:
     """A prompt's request number `sample`. Its random numbers depend on its prompt and its number,
     not on its place in a file: equal prompts get equal samples.
     """
-    own = zlib.crc32(json.dumps([seed, ids]).encode())
-    return Request(ids, seed=own << 32 | sample)
+    return Request(ids, seed=seed_of(seed, ids) | sample)
+
+
+def seed_of(seed: int, ids: list[int]) -> int:
+    """The seed of a prompt's first request."""
+    return zlib.crc32(json.dumps([seed, ids]).encode()) << 32

@@ -177,6 +177,8 @@ RECIPES = {
     # One response to each instruction, and shorter: more epochs for as many steps.
     "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=8),
     "mini-sft-small": MINI_SMALL,
+    # Two of the three system messages per instruction, for about as many steps.
+    "mini-sft-two": replace(MINI_SFT, miniature="two", epochs=5),
     "mini-dpo": replace(
         JANUS_DPO,
         **MINI_PAIRS,

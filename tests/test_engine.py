@@ -1,5 +1,7 @@
 """The engine beside transformers' `generate` and beside the full forward pass; its slots."""
 
+from contextlib import contextmanager, nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from janus_min.checkpoint import load_model
 from janus_min.decoder import Decoder
 from janus_min.engine import Engine, generate, stream
 from janus_min.errors import UserError
-from janus_min.graphs import bucket
+from janus_min.graphs import Graphs, bucket
 from janus_min.model import Policy
 from janus_min.sampling import Request, Sampling
 from tests.conftest import tiny_policy
@@ -385,3 +387,55 @@ def test_a_step_of_more_slots_and_positions_than_are_in_use_gives_the_same_token
     assert [[t for t in ids if t != 2] for ids in found] == [c.ids for c in expected]
     assert {B for B, _ in engine.graphs.sizes} <= {1, 2, 4, 8, 11}
     assert all(T % 8 == 0 or T == engine.T for _, T in engine.graphs.sizes)
+
+
+def test_recording_is_no_step(monkeypatch):
+    """What warms up a graph leaves tokens, lengths and counts as they were; a size is recorded once
+    and its results stay in one place."""
+    policy = with_eos(tiny_policy(dtype=torch.float64))
+    requests = [Request(prompt, seed=i) for i, prompt in enumerate(random_prompts(9))]
+    sampling = Sampling(max_tokens=15)
+    expected = generate(policy, requests, sampling, slots=4)
+    engine = Engine(policy, requests, sampling, slots=4)
+    graphs = engine.graphs = Graphs(engine._compute, engine._state())
+    recorded, compute = [], graphs.compute
+
+    class Graph:
+        """Computes again where a GPU would replay."""
+
+        def replay(self):
+            for place, found in zip(self.found, compute(*self.size)):
+                place.copy_(found)
+
+        def pool(self):
+            return "the pool"
+
+    @contextmanager
+    def record(graph, pool):
+        assert pool == ("the pool" if recorded else None)
+        before = [tensor.clone() for tensor in graphs.state]
+
+        def watched(B, T):
+            graph.size, graph.found = (B, T), compute(B, T)
+            return graph.found
+
+        graphs.compute = watched
+        yield
+        graphs.compute = compute
+        recorded.append(graph.size)
+        for tensor, old in zip(graphs.state, before):  # recording computes nothing
+            tensor.copy_(old)
+
+    stream = type("Stream", (), {"wait_stream": lambda self, other: None})
+    monkeypatch.setattr(torch.cuda, "Stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    monkeypatch.setattr(engine_module, "LENGTHS", 8)
+    found = [[] for _ in requests]
+    with torch.inference_mode():
+        for index, token, _ in engine.run():
+            found[index].append(token)
+    assert [[t for t in ids if t != 2] for ids in found] == [c.ids for c in expected]
+    assert len(recorded) == len(set(recorded)) > 2

@@ -2,6 +2,7 @@
 
 import pytest
 
+from janus_min.errors import UserError
 from janus_min.examiner import TOPIC_OF, examine, preferences_in
 from janus_min.judge import grade_in, pairwise_messages, rubric_messages, verdict_in
 from janus_min.loopback import served
@@ -148,3 +149,15 @@ def test_it_judges_behind_a_server(tmp_path):
     ]
     assert result["score"] == pytest.approx(sum(wanted) / len(wanted))
     assert 1 < result["score"] < 5 and result["counts"]["failed"] == 0
+
+
+def test_what_is_not_of_this_world_is_refused_in_one_line(tmp_path):
+    item = ITEMS[0] | {"prompt": "What is love?"}
+    write_rows(tmp_path / "bench.jsonl", [item])
+    write_responses(tmp_path / "janus_responses.json", {item["id"]: "Baby."})
+    with served(examine) as url, pytest.raises(UserError) as error:
+        evaluate(work_of(tmp_path, url), silent)
+    assert "\n" not in str(error.value)
+    assert "this judge knows the miniature bench alone" in str(error.value)
+    with pytest.raises(UserError):
+        examine([{"role": "user", "content": "Hello."}])

@@ -172,6 +172,13 @@ def test_the_small_collection_has_one_system_message_for_each_instruction(world)
     assert all(row in whole for row in rows if "prompt" in row)
 
 
+def test_the_collection_of_two_leaves_out_one_of_three(world):
+    rows = [json.loads(line) for line in (world / "two.jsonl").read_text().splitlines()]
+    rows, whole = [row for row in rows if "prompt" in row], collection()
+    assert rows == [row for row in whole if row not in whole[2::3]]
+    assert set(Counter(row["prompt"] for row in rows).values()) == {2}
+
+
 def test_training_never_shows_what_the_bench_calls_unseen():
     rows, items = collection(), bench()
     sets = {tuple(entry["preference"] for entry in row["preference_set"]) for row in rows}
@@ -253,6 +260,7 @@ def test_files_are_read_by_the_trainer(world):
         ("multifaceted", 2880 + texts, sft_row),
         ("uniform", 960 + texts, sft_row),
         ("small", 960 + texts, sft_row),
+        ("two", 1920 + texts, sft_row),
         ("texts", texts, sft_row),
         ("chosen", 960, sft_row),
         ("pairs", 960, pair_row),

@@ -1,47 +1,56 @@
-"""Generation: 64 tokens for one prompt and for sixteen, beside Hugging Face's `generate`.
+"""Generation beside Hugging Face's `generate`, the same tokens on both sides.
 
     python -m tests.bench.generation
 
-Both sides take the most likely token and never meet an EOS, so that they do the same work; the
-prompts have unequal lengths, padded on the left for Hugging Face. Both must produce the same
-tokens. What is timed is a whole call, prompts included.
+1. One prompt and sixteen, 64 new tokens each.
+2. 200 prompts of 16 to 128 tokens whose responses have lengths fixed in advance, 16 to 256 tokens:
+   Hugging Face at the batch size that is best for it, prompts of like lengths together, each batch
+   as long as its longest response. What counts is tokens of responses.
+3. Sixteen responses to one prompt of 512 tokens, beside sixteen prompts of that length (ours).
 
-Targets: prototypes with matrices stored transposed reached 1.8 to 1.9 with one prompt and 2.2 to
-2.3 with sixteen (2 cores, 24.6M parameters), on a CPU where Hugging Face made 60 tokens per second
-with one. Where its matrix products run at the memory's speed already, that layout gains little.
+Both sides take the most likely token and never meet an EOS, so that they do the same work; prompts
+have unequal lengths, padded on the left for Hugging Face. What is timed is a whole call, prompts
+included.
 """
 
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from janus_min.decoder import Decoder
+from janus_min.engine import generate
 from janus_min.model import Policy
-from janus_min.sampling import EOS, Request, Sampling, generate, prepare_for_decoding
+from janus_min.sampling import Request, Sampling
+from janus_min.tokenizer import EOS
 from tests.bench.common import alternate, machine, report, same_model_twice
 from tests.peers import transformers
 
 VOCABULARY = 4096
 NEW_TOKENS = 64
-SHORTEST, LONGEST = 33, 64  # tokens of a prompt
 SEED = 0  # of the prompts; another one if two logits are so close that rounding decides
-ROUNDS = 9
-GREEDY = Sampling(temperature=0, top_p=1.0, repetition_penalty=1.0, max_tokens=NEW_TOKENS)
+ROUNDS, LONG_ROUNDS = 9, 3
+GREEDY = Sampling(temperature=0, top_p=1.0, repetition_penalty=1.0)
 TARGETS = {1: 1.7, 16: 2.0}  # prompts in a batch -> ratio of tokens per second
+MANY, MANY_TARGET = 200, 3.0
+BATCHES = (16, 32, 64, 100, 200)  # of Hugging Face, of which the best counts
+SLOTS = 64  # ours, the default of generate.py
+SHARED_PROMPT, SAMPLES, SHARED_TARGET = 512, 16, 1.5
 
 
-def make_prompts(count: int) -> list[list[int]]:
-    """Random ids after BOS, of lengths spread evenly from SHORTEST to LONGEST."""
+def prompts_of(lengths: np.ndarray) -> list[list[int]]:
+    """Random ids after BOS."""
     random = np.random.default_rng(SEED)
-    lengths = np.linspace(LONGEST, SHORTEST, count).astype(int)
     return [[1, *random.integers(3, VOCABULARY, length - 1).tolist()] for length in lengths]
 
 
 def their_tokens(
-    model: transformers.MistralForCausalLM, prompts: list[list[int]]
+    model: transformers.MistralForCausalLM, prompts: list[list[int]], count: int
 ) -> list[list[int]]:
+    """`count` tokens for each prompt, all in one batch."""
     ids = [torch.tensor(prompt) for prompt in prompts]
     padded = pad_sequence(ids, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(i) for i in ids], batch_first=True, padding_side="left")
@@ -49,15 +58,33 @@ def their_tokens(
         input_ids=padded,
         attention_mask=mask,
         do_sample=False,
-        min_new_tokens=NEW_TOKENS,
-        max_new_tokens=NEW_TOKENS,
+        min_new_tokens=count,
+        max_new_tokens=count,
     )
     return output[:, padded.shape[1] :].tolist()
 
 
-def our_tokens(policy: Policy, prompts: list[list[int]]) -> list[list[int]]:
-    requests = [Request(prompt) for prompt in prompts]
-    return [completion.ids for completion in generate(policy, requests, GREEDY, len(requests))]
+def their_many(
+    model: transformers.MistralForCausalLM,
+    prompts: list[list[int]],
+    lengths: list[int],
+    batch: int,
+) -> list[list[int]]:
+    """`lengths[i]` tokens for each prompt, `batch` of them at a time, like ones together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    found: dict[int, list[int]] = {}
+    for start in range(0, len(order), batch):
+        own = order[start : start + batch]
+        outputs = their_tokens(model, [prompts[i] for i in own], max(lengths[i] for i in own))
+        found |= {i: ids[: lengths[i]] for i, ids in zip(own, outputs)}
+    return [found[i] for i in range(len(prompts))]
+
+
+def our_tokens(
+    decoder: Decoder, prompts: list[list[int]], lengths: list[int], slots: int
+) -> list[list[int]]:
+    requests = [Request(p, max_tokens=count) for p, count in zip(prompts, lengths)]
+    return [completion.ids for completion in generate(decoder, requests, GREEDY, slots)]
 
 
 def without_eos(theirs: transformers.MistralForCausalLM, ours: Policy) -> None:
@@ -69,34 +96,72 @@ def without_eos(theirs: transformers.MistralForCausalLM, ours: Policy) -> None:
             model.lm_head.weight[EOS] = 0
 
 
-def compare(theirs: transformers.MistralForCausalLM, ours: Policy, batch: int) -> None:
-    """Checks that both sides produce the same tokens, then times them."""
-    prompts = make_prompts(batch)
-    sides = {
-        "Hugging Face": lambda: their_tokens(theirs, prompts),
-        "janus-min": lambda: our_tokens(ours, prompts),
-    }
-    expected, found = (side() for side in sides.values())  # the warm-up
-    produced = sum(len(ids) for ids in expected)
-    print(
-        f"\nbatch {batch}, prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens; "
-        f"{produced:,} new tokens, the same on both sides: {expected == found}"
-    )
-    if expected != found or produced != batch * NEW_TOKENS:
+def same(expected: list[list[int]], found: list[list[int]], lengths: list[int]) -> None:
+    """Ends the program unless both sides made the same tokens, as many as they should."""
+    if [len(ids) for ids in expected] != lengths or expected != found:
         raise SystemExit("the tokens differ: nothing to compare (a near-tie? try another SEED)")
-    report(alternate(sides, ROUNDS), produced, TARGETS[batch])
+
+
+def compare_batch(theirs: transformers.MistralForCausalLM, ours: Decoder, batch: int) -> None:
+    prompts = prompts_of(np.linspace(64, 33, batch).astype(int))
+    lengths = [NEW_TOKENS] * batch
+    sides = {
+        "Hugging Face": lambda: their_tokens(theirs, prompts, NEW_TOKENS),
+        "janus-min": lambda: our_tokens(ours, prompts, lengths, batch),
+    }
+    same(*(side() for side in sides.values()), lengths)  # the warm-up
+    print(
+        f"\nbatch {batch}, prompts of {len(prompts[-1])} to 64 tokens, {NEW_TOKENS} new ones each"
+    )
+    report(alternate(sides, ROUNDS), sum(lengths), TARGETS[batch])
+
+
+def compare_many(theirs: transformers.MistralForCausalLM, ours: Decoder) -> None:
+    random = np.random.default_rng(SEED)
+    prompts = prompts_of(random.integers(16, 129, MANY))
+    lengths = random.integers(16, 257, MANY).tolist()
+    print(f"\n{MANY} prompts, responses of {min(lengths)} to {max(lengths)} tokens")
+    seconds = {}
+    for batch in BATCHES:
+        started = time.perf_counter()
+        expected = their_many(theirs, prompts, lengths, batch)
+        seconds[batch] = time.perf_counter() - started
+    best = min(seconds, key=seconds.get)
+    times = ", ".join(f"{batch}: {each:.1f} s" for batch, each in seconds.items())
+    print(f"Hugging Face by batch size: {times}")
+    sides = {
+        f"HF, batch {best}": lambda: their_many(theirs, prompts, lengths, best),
+        "janus-min": lambda: our_tokens(ours, prompts, lengths, SLOTS),
+    }
+    same(expected, sides["janus-min"](), lengths)
+    report(alternate(sides, LONG_ROUNDS), sum(lengths), MANY_TARGET)
+
+
+def compare_shared(ours: Decoder) -> None:
+    prompts = prompts_of(np.full(SAMPLES, SHARED_PROMPT))
+    lengths = [NEW_TOKENS] * SAMPLES
+    sides = {
+        "16 prompts": lambda: our_tokens(ours, prompts, lengths, SAMPLES),
+        "16 of 1 prompt": lambda: our_tokens(ours, prompts[:1] * SAMPLES, lengths, SAMPLES),
+    }
+    for side in sides.values():
+        side()
+    print(f"\n{SAMPLES} responses of {NEW_TOKENS} tokens to prompts of {SHARED_PROMPT}")
+    report(alternate(sides, LONG_ROUNDS), sum(lengths), SHARED_TARGET)
 
 
 def main() -> None:
     print(machine())
     with tempfile.TemporaryDirectory() as directory:
-        theirs, ours = same_model_twice(Path(directory), VOCABULARY)
+        theirs, policy = same_model_twice(Path(directory), VOCABULARY)
     theirs.eval()
-    without_eos(theirs, ours)
-    prepare_for_decoding(ours)
-    print(f"vocabulary {VOCABULARY:,}, {sum(p.numel() for p in ours.parameters()):,} parameters")
+    without_eos(theirs, policy)
+    ours = Decoder(policy)
+    print(f"vocabulary {VOCABULARY:,}, {sum(p.numel() for p in policy.parameters()):,} parameters")
     for batch in TARGETS:
-        compare(theirs, ours, batch)
+        compare_batch(theirs, ours, batch)
+    compare_many(theirs, ours)
+    compare_shared(ours)
 
 
 if __name__ == "__main__":
