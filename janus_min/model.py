@@ -15,8 +15,6 @@ The alphabet of all shapes in this project:
     V   vocabulary                Dh  width of a head       B, T   slots and positions of the cache
 """
 
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,21 +60,13 @@ def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
 
 
-class KeyValueCache(Protocol):
-    """What generation puts in the place of attention over a row (`sampling.py`)."""
-
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, key_end: Tensor | Tiles | None, impl: str
-    ) -> Tensor: ...
-
-
 class Attention(nn.Module):
     """Grouped-query attention: H query heads share G key/value heads."""
 
-    def __init__(self, config: ModelConfig, layer: int, impl: str):
+    def __init__(self, config: ModelConfig, impl: str):
         super().__init__()
         D, Dh = config.hidden_size, config.head_dim
-        self.head_dim, self.layer, self.impl = Dh, layer, impl
+        self.head_dim, self.impl = Dh, impl
         self.q_proj = nn.Linear(D, config.num_attention_heads * Dh, bias=False)
         self.k_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
         self.v_proj = nn.Linear(D, config.num_key_value_heads * Dh, bias=False)
@@ -87,17 +77,12 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        key_end: Tensor | Tiles | None,
-        cache: KeyValueCache | None = None,
+        key_end: Tensor | Tiles,
     ) -> Tensor:
         q = rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), table)  # (N, H, Dh)
         k = rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), table)  # (N, G, Dh)
         v = self.v_proj(x).unflatten(-1, (-1, self.head_dim))  # (N, G, Dh)
-        if cache is None:
-            mixed = self.attention(q, k, v, key_end, self.impl)
-        else:
-            mixed = cache.attend(self.layer, q, k, v, key_end, self.impl)
-        return self.o_proj(mixed.flatten(-2))
+        return self.o_proj(self.attention(q, k, v, key_end, self.impl).flatten(-2))
 
 
 class MLP(nn.Module):
@@ -116,9 +101,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, layer: int, impl: str):
+    def __init__(self, config: ModelConfig, impl: str):
         super().__init__()
-        self.self_attn = Attention(config, layer, impl)
+        self.self_attn = Attention(config, impl)
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -135,11 +120,10 @@ class Block(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        key_end: Tensor | Tiles | None,
-        cache: KeyValueCache | None = None,
+        key_end: Tensor | Tiles,
     ) -> Tensor:
         """x (N, D) -> (N, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), table, key_end, cache)
+        x = x + self.self_attn(self.input_layernorm(x), table, key_end)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -150,28 +134,22 @@ class Trunk(nn.Module):
         super().__init__()
         self.config, self.impl = config, impl
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(
-            Block(config, layer, impl) for layer in range(config.num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(Block(config, impl) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self,
         inputs: Tensor,
         positions: Tensor,
-        key_end: Tensor | None,
-        cache: KeyValueCache | None = None,
+        key_end: Tensor,
     ) -> Tensor:
-        """inputs, positions, key_end (N,) -> hidden states (N, D), normalised.
-
-        key_end is None where there is no row, because the cache knows what each token sees.
-        """
+        """inputs, positions, key_end (N,) -> hidden states (N, D), normalised."""
         x = self.embed_tokens(inputs)
         table = rotary_table(positions, self.config)
-        if self.impl == "triton" and key_end is not None:
+        if self.impl == "triton":
             key_end = tile_tables(key_end, x.dtype)  # once for all layers
         for block in self.layers:
-            x = block(x, table, key_end, cache)
+            x = block(x, table, key_end)
         return self.norm(x)
 
 
