@@ -6,7 +6,7 @@
     python generate.py --model DIR [--system TEXT] --chat
     python generate.py --model DIR --input IN --output OUT [--n 64 --reward-model DIR]
     python generate.py --model DIR --benchmark NAME --input QUESTIONS --output ANSWERS
-    torchrun --nproc-per-node 4 generate.py --model DIR --input IN --output OUT
+    torchrun --nproc-per-node 4 -- generate.py --model DIR --input IN --output OUT
     python generate.py --base-url URL --model NAME --input IN --output OUT
 
 IN is JSONL or JSON, with `prompt` (or `instruction`) and optionally `system` in each record. OUT
@@ -42,6 +42,7 @@ from janus_min.answers import (
     category_temperature,
     read_questions,
 )
+from janus_min.best_of_n import load_reward_model, rewards_of
 from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.connection import Connection
 from janus_min.conversation import converse, prepare_terminal, read_terminal, write_terminal
@@ -52,6 +53,7 @@ from janus_min.files import model_name
 from janus_min.formats import unicode_text
 from janus_min.grading import newest_model
 from janus_min.loading import PRECISIONS, load_for_generation
+from janus_min.outputs import partials
 from janus_min.parallel import run_rank
 from janus_min.prompt_files import Prompt, encode, make_request
 from janus_min.remote import calls_folder
@@ -159,8 +161,9 @@ def main() -> None:
 
 
 def check_output(path: Path, served: bool) -> None:
-    """Raises UserError for a file that is there, unless a server's answers are to be completed."""
-    there = path.exists() and not (served and calls_folder(path).is_dir())
+    """Raises UserError for a file that is there, unless it is to be completed."""
+    unfinished = calls_folder(path).is_dir() if served else partials(path)
+    there = path.exists() and not unfinished
     if there or not path.parent.is_dir():
         raise UserError(f"--output {path} must be a new file in an existing folder")
 
@@ -211,13 +214,16 @@ def show(options: Options, sampling: Sampling) -> None:
     requests = [make_request(options.seed, ids, k) for ids in encoded for k in range(options.n)]
     completions = generate(model, requests, sampling, options.batch_size)
     del model
+    scorer = None
+    if options.reward_model:
+        scorer = load_reward_model(options.reward_model, tokenizer, options.precision)
     for i, prompt in enumerate(prompts):
         own = [completion.ids for completion in completions[i * options.n : (i + 1) * options.n]]
         if options.prompt is None:
             print(f"\nsystem: {prompt.system}\nprompt: {prompt.instruction}\n")
-        if options.reward_model:
-            scorer = options.reward_model, options.precision
-            own = [offline.best_response(*scorer, tokenizer, encoded[i], own)]
+        if scorer:
+            rewards = rewards_of(scorer, encoded[i], own, offline.SCORED_TOKENS)
+            own = [own[offline.choose(rewards) or 0]]
         print(*map(tokenizer.decode, own), sep="\n")
 
 

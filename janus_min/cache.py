@@ -4,17 +4,23 @@ A slot belongs to one request at a time. Its first positions hold the request's 
 when the request has ended: the next one with the same prompt finds it there (`engine.py`).
 """
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from janus_min.config import ModelConfig
 from kernels.attention import attention
 from kernels.tiles import Tiles
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q, k, v -> mixed values
+
+# Of PyTorch's kernels on a GPU, those that have long been trusted with masks of any kind.
+MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Cache:
@@ -40,43 +46,49 @@ class Cache:
         of these lengths; their keys and values go to the beginning of these slots.
         """
 
+        own = [torch.arange(n, device=self.keys.device) for n in lengths]
+        places = torch.cat([self.first_places[slot] + each for slot, each in zip(slots, own)])
+
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            pieces = zip(slots, k.split(lengths), v.split(lengths))
-            for slot, k_b, v_b in pieces:
-                self.keys[layer, slot, : len(k_b)] = k_b
-                self.values[layer, slot, : len(v_b)] = v_b
+            self._store(layer, places, k, v)
             return attention(q, k, v, key_end, impl)
 
         return attend
 
+    def _store(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Puts k and v (N, G, Dh) to N places, counted through all slots."""
+        for store, new in ((self.keys, k), (self.values, v)):
+            store[layer].view(-1, *new.shape[1:]).index_copy_(0, places, new)
+
     def step(self, lengths: Tensor, T: int, level: bool = False) -> Attend:
         """What attends while the first B slots get one more token each, at position lengths[b].
 
-        lengths (B,); all of them are below T, up to where the cache is read; `level` says that all
-        are T − 1.
+        lengths (B,) are below T, up to where the cache is read, but for slots that nobody uses;
+        `level` says that all are T − 1.
         """
         B = len(lengths)
         places = self.first_places[:B] + lengths
-        seen = None
+        mask = None  # added to the scores of all layers: 0 where a key is seen, else −∞
         if not level or self.window is not None:
             key = torch.arange(T, device=lengths.device)
-            seen = key <= lengths[:, None]
+            unseen = key > lengths[:, None]
             if self.window is not None:
-                seen &= lengths[:, None] - key < self.window
-            seen = seen[:, None, None]  # (B, 1, 1, T)
+                # An unused slot sees something, too: without any key, attention is no number.
+                unseen |= lengths.clamp(max=T - 1)[:, None] - key >= self.window
+            mask = torch.zeros(B, 1, 1, T, dtype=self.keys.dtype, device=lengths.device)
+            mask.masked_fill_(unseen[:, None, None], -math.inf)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             H, (G, Dh) = q.shape[1], k.shape[1:]  # q (B, H, Dh), k and v (B, G, Dh)
-            for store, new in ((self.keys, k), (self.values, v)):
-                store[layer].view(-1, G, Dh).index_copy_(0, places, new)
+            self._store(layer, places, k, v)
             # The query heads of a group stand as rows of one matrix: keys and values are not
             # copied.
-            mixed = F.scaled_dot_product_attention(
-                q.view(B, G, H // G, Dh),
-                self.keys[layer, :B, :T].transpose(1, 2),
-                self.values[layer, :B, :T].transpose(1, 2),
-                attn_mask=seen,
+            q = q.view(B, G, H // G, Dh)
+            keys, values = (
+                store[layer, :B, :T].transpose(1, 2) for store in (self.keys, self.values)
             )
+            with sdpa_kernel(MASKED) if q.is_cuda else nullcontext():
+                mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
             return mixed.reshape(B, H, Dh)
 
         return attend

@@ -113,19 +113,14 @@ class Decoder:
                 DecoderBlock(block, layer, take) for layer, block in enumerate(policy.model.layers)
             ]
             self.norm, self.head = policy.model.norm, product(policy.lm_head, take=take)
-        self.cos = self.sin = torch.empty(0, 1, self.config.head_dim)
-
-    def make_room(self, T: int) -> None:
-        """Computes the rotary table of T positions, in fp32 as everywhere."""
-        if len(self.cos) < T:
-            cos, sin = rotary_table(torch.arange(T, device=self.device), self.config)
-            half = self.config.head_dim // 2
-            self.cos, self.sin = cos, torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        # Rotary angles of all positions, in fp32 as everywhere.
+        places = torch.arange(self.config.max_position_embeddings, device=self.device)
+        self.cos, sin = rotary_table(places, self.config)
+        first, second = sin.chunk(2, dim=-1)
+        self.sin = torch.cat([-first, second], dim=-1)
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """tokens, positions (N,) -> hidden states (N, D), normalised; positions are below the T of
-        `make_room`.
-        """
+        """tokens, positions (N,) -> hidden states (N, D), normalised."""
         x = F.embedding(tokens, self.embedding)
         table = self.cos[positions], self.sin[positions]
         for block in self.blocks:

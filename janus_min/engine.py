@@ -111,7 +111,6 @@ class Engine:
     def _allocate(self, T: int) -> None:
         """All that a step reads and writes, in places that do not change."""
         model, B = self.model, self.slots
-        model.make_room(T)
         self.cache = Cache(model.config, B, T, model.dtype, model.device)
         self.T = T
         number = dict(dtype=torch.long, device=model.device)
@@ -123,7 +122,7 @@ class Engine:
         V = model.config.vocab_size if self.sampling.repetition_penalty != 1 else 0
         self.seen = torch.zeros(B, V, dtype=torch.bool, device=model.device)
         # A GPU runs a step as one recorded graph, for the number of slots and positions rounded up.
-        self.graphs = Graphs(self._compute, self._state()) if model.device.type == "cuda" else None
+        self.graphs = Graphs(self._state()) if model.device.type == "cuda" else None
 
     def _state(self) -> list[Tensor]:
         return [self.tokens, self.lengths, self.drawn, self.seen]
@@ -247,7 +246,7 @@ class Engine:
         T = max(used) + 1
         if self.graphs:
             B, T = bucket(B, self.slots), min(-(-T // LENGTHS) * LENGTHS, self.T)
-            tokens, sound = self.graphs(B, T)
+            tokens, sound = self.graphs(self._compute, B, T)
         else:
             level = len(live) == B and min(used) == max(used)
             tokens, sound = self._compute(B, T, level)

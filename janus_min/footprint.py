@@ -42,7 +42,8 @@ def footprint(
     mlp = (2 * D + qkv + qk + 4 * F) * width
     prompts = row_tokens * (max(turning, mlp) + 2 * Dh * 4 + ROW_BYTES)
     step = slots * V * (width + (GREEDY_BYTES if greedy else DRAW_BYTES))
-    held = 2 * T * Dh * 4 + slots * (V + (0 if greedy else T * 8))  # tables, seen tokens, chances
+    # Rotary angles, tokens that were seen, chances.
+    held = 2 * config.max_position_embeddings * Dh * 4 + slots * (V + (0 if greedy else T * 8))
     return {"weights": weights, "cache": cache, "passes": max(prompts, step) + held}
 
 

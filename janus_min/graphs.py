@@ -23,32 +23,34 @@ def bucket(count: int, most: int) -> int:
 class Graphs:
     """Graphs of one step, by its numbers of slots and positions."""
 
-    def __init__(self, compute: Callable[[int, int], tuple[Tensor, ...]], state: list[Tensor]):
-        """`compute(B, T)` is the step; it changes `state`, in place."""
-        self.compute, self.state = compute, state
+    def __init__(self, state: list[Tensor]):
+        """`state` is what a step changes, in place."""
+        self.state = state
         self.recorded: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]] = {}
         self.pool = None  # of memory, which graphs share: they never run at the same time
+        self.stream = torch.cuda.Stream()  # one for all: libraries keep memory for each
 
-    def __call__(self, B: int, T: int) -> tuple[Tensor, ...]:
-        """What the step returns, valid until the next one."""
+    def __call__(
+        self, compute: Callable[[int, int], tuple[Tensor, ...]], B: int, T: int
+    ) -> tuple[Tensor, ...]:
+        """What the step `compute(B, T)` returns, valid until the next one."""
         if (B, T) not in self.recorded:
-            self._record(B, T)
+            self._record(compute, B, T)
         graph, found = self.recorded[B, T]
         graph.replay()
         return found
 
-    def _record(self, B: int, T: int) -> None:
+    def _record(self, compute: Callable[[int, int], tuple[Tensor, ...]], B: int, T: int) -> None:
         before = [tensor.clone() for tensor in self.state]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
             for _ in range(WARM_UP):
-                self.compute(B, T)
-        torch.cuda.current_stream().wait_stream(stream)
+                compute(B, T)
+        torch.cuda.current_stream().wait_stream(self.stream)
         for tensor, old in zip(self.state, before):  # the warm-up was no step
             tensor.copy_(old)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            found = self.compute(B, T)
+        with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            found = compute(B, T)
         self.pool = graph.pool()
         self.recorded[B, T] = graph, found

@@ -21,7 +21,7 @@ from janus_min.directories import tensor_files
 from janus_min.engine import ROW_TOKENS, generate
 from janus_min.errors import UserError
 from janus_min.files import hash_files
-from janus_min.footprint import footprint, said
+from janus_min.footprint import GIB, footprint, said
 from janus_min.interrupt import StoppedError
 from janus_min.loading import PRECISIONS, load_for_generation
 from janus_min.outputs import Partial, Response, finish
@@ -51,16 +51,21 @@ class Job:
     def settings(self) -> dict:
         """All that decides the output."""
         about = {"model": weights_name(self.model), "input": hash_files([self.input])[:16]}
-        about |= {"n": self.n, "seed": self.seed, "precision": self.precision}
+        about |= {"n": self.n, "seed": self.seed, "precision": self.precision_name()}
         if self.reward_model:
             about["reward_model"] = weights_name(self.reward_model)
         return about | asdict(self.sampling)
+
+    def precision_name(self) -> str:
+        """In what it computes: the device's own precision, unless one is given."""
+        own = compute_dtype(pick_device())
+        return self.precision or next(name for name, d in PRECISIONS.items() if d == own)
 
 
 def weights_name(directory: Path) -> str:
     """A model directory and when its weights were written: training anew makes it another one."""
     newest = max(path.stat().st_mtime for path in tensor_files(directory).values())
-    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(newest))
+    written = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(newest))
     return f"{directory.resolve()}, written {written}"
 
 
@@ -91,6 +96,7 @@ def answer_on(ranks: Ranks, job: Job) -> None:
     if job.reward_model:
         with ranks.together():  # all responses are on the disk, and nobody writes
             partial.read()
+        require_all(job, partial, len(encoded))
         with ranks.together():
             reward(job, ranks, partial, encoded, tokenizer)
     with ranks.together():
@@ -98,9 +104,19 @@ def answer_on(ranks: Ranks, job: Job) -> None:
     with ranks.together():
         if ranks.first:
             partial.read()
+            require_all(job, partial, len(encoded))
             records = make_records(job, prompts, partial, tokenizer)
             finish(job.output, records, [prompt.id for prompt in prompts])
             print("\n".join(summary(job, prompts, partial)))
+
+
+def require_all(job: Job, partial: Partial, prompts: int) -> None:
+    """Raises UserError if responses are missing that some rank has generated."""
+    if len(partial.responses) < prompts * job.n:
+        raise UserError(
+            f"{len(partial.responses):,} of {prompts * job.n:,} responses are in "
+            f"{job.output}.partial-*: all ranks must see the same folder"
+        )
 
 
 def check_scorer(directory: Path, tokenizer: Tokenizer) -> None:
@@ -119,13 +135,13 @@ def plan_file(job: Job) -> str:
     """What answering the input takes, as a line; the model's weights need not be there."""
     encoded = encode(read_prompts(job.input), Tokenizer(job.model))
     requests = [make_request(job.seed, ids, k) for ids in encoded for k in range(job.n)]
-    return f"{len(requests):,} responses to {len(encoded):,} prompts; {predicted(job, requests)}"
+    return f"{len(requests):,} responses to {len(encoded):,} prompts; {predicted(job, requests)[1]}"
 
 
-def own_share(ranks: Ranks, prompts: list[int], encoded: list[list[int]]) -> list[int]:
-    """Those of the prompts that this rank takes: about as many tokens as the others take."""
-    dealt = ranks.deal([len(encoded[i]) for i in prompts])
-    return [prompts[place] for place in dealt if place is not None]
+def own_share(ranks: Ranks, work: dict[int, int]) -> list[int]:
+    """Those of the prompts that this rank takes: about as much of the work as the others take."""
+    prompts = list(work)
+    return [prompts[place] for place in ranks.deal(list(work.values())) if place is not None]
 
 
 def fill_in(job: Job, ranks: Ranks, partial: Partial, encoded: list[list[int]]) -> None:
@@ -136,12 +152,16 @@ def fill_in(job: Job, ranks: Ranks, partial: Partial, encoded: list[list[int]]) 
     }
     if there := len(partial.responses):
         print(f"{there:,} of {len(encoded) * job.n:,} responses are there already")
-    own = own_share(ranks, [i for i in missing if missing[i]], encoded)
+    longest = job.sampling.max_tokens
+    work = {i: len(left) * (len(encoded[i]) + longest) for i, left in missing.items() if left}
+    own = own_share(ranks, work)
     places = [(i, sample) for i in own for sample in missing[i]]
     if not places:
         return
     requests = [make_request(job.seed, encoded[i], sample) for i, sample in places]
-    print(predicted(job, requests))
+    parts, text = predicted(job, requests)
+    print(text)
+    require_memory(parts)
     model, _ = load_for_generation(job.model, job.precision)
     progress = Progress(len(requests), "tokens", noun="response")
     done = 0
@@ -151,28 +171,39 @@ def fill_in(job: Job, ranks: Ranks, partial: Partial, encoded: list[list[int]]) 
         nonlocal done
         done += 1
         partial.add(*places[index], Response(completion.ids, completion.stop))
-        progress.update(done, len(completion.ids), "")
+        progress.update(done, len(completion.ids), "of this rank" if ranks.size > 1 else "")
 
     generate(model, requests, job.sampling, job.slots, on_done=keep)
     progress.close()
 
 
-def predicted(job: Job, requests: list[Request]) -> str:
-    """The memory that these requests will take, as a line."""
+def predicted(job: Job, requests: list[Request]) -> tuple[dict[str, int], str]:
+    """The memory that these requests will take: bytes by parts, and as a line."""
     config = ModelConfig.from_json(job.model / "config.json")
     slots, T = size(requests, limits(config, requests, job.sampling), job.slots)
-    dtype = PRECISIONS[job.precision] if job.precision else compute_dtype(pick_device())
     longest = max(len(request.prompt) for request in requests)
     row_tokens = max(longest, min(ROW_TOKENS, slots * longest))
     greedy = job.sampling.temperature == 0
-    return said(footprint(config, dtype, slots, T, row_tokens, greedy), slots, T)
+    dtype = PRECISIONS[job.precision_name()]
+    parts = footprint(config, dtype, slots, T, row_tokens, greedy)
+    return parts, said(parts, slots, T)
+
+
+def require_memory(parts: dict[str, int]) -> None:
+    """Raises UserError if a GPU has less than that."""
+    if torch.cuda.is_available() and (free := torch.cuda.mem_get_info()[0]) < sum(parts.values()):
+        raise UserError(
+            f"the GPU has {free / GIB:,.1f} GiB left; a smaller --batch-size or --max-tokens makes "
+            "the cache smaller"
+        )
 
 
 def reward(
     job: Job, ranks: Ranks, partial: Partial, encoded: list[list[int]], tokenizer: Tokenizer
 ) -> None:
     """Computes the rewards that are missing."""
-    own = own_share(ranks, [i for i in range(len(encoded)) if i not in partial.rewards], encoded)
+    work = {i: len(ids) for i, ids in enumerate(encoded) if i not in partial.rewards}
+    own = own_share(ranks, work)
     if not own:
         return
     gc.collect()
@@ -197,19 +228,6 @@ def choose(rewards: list[float | None]) -> int | None:
     return None if all(reward is None for reward in rewards) else best(rewards)
 
 
-def best_response(
-    directory: Path,
-    precision: str | None,
-    tokenizer: Tokenizer,
-    prompt: list[int],
-    responses: list[list[int]],
-) -> list[int]:
-    """Of the responses to a prompt, the one that the reward model of a directory likes best."""
-    model = load_reward_model(directory, tokenizer, precision)
-    [rewards] = score(model, [(prompt, responses)], SCORED_TOKENS)
-    return responses[choose(rewards) or 0]
-
-
 # What is written and said
 
 
@@ -220,6 +238,7 @@ def make_records(
     model one for each prompt, which has the best response and all candidates.
     """
     settings = asdict(job.sampling) | {"seed": job.seed, "n": job.n}
+    settings |= {"model": str(job.model), "precision": job.precision_name()}
     records = []
     for i, prompt in enumerate(prompts):
         candidates = []

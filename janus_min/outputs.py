@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from janus_min.errors import UserError
-from janus_min.files import Writer, as_line, replace_file
+from janus_min.files import Writer, as_line
 
 Reward = float | None  # None: too long for the reward model
 
@@ -43,7 +43,7 @@ class Partial:
 
     def read(self) -> None:
         """Reads what all ranks have finished."""
-        for path in _partials(self.output):
+        for path in partials(self.output):
             try:
                 before, *records = self._lines(path) or [self.settings]
                 self._require_same(path, before)
@@ -113,15 +113,15 @@ def finish(output: Path, records: list[dict], ids: list[str]) -> None:
     JSONL, or where its name ends in .json the format of the official scripts, an object of the
     records by the ids of their prompts.
     """
+    writer = Writer(output)
     if output.suffix == ".json":
         content = json.dumps(dict(zip(ids, records)), indent=2, ensure_ascii=False) + "\n"
-        replace_file(output, content.encode("utf-8", "replace"))
+        writer.file.write(content.encode("utf-8", "replace"))
     else:
-        writer = Writer(output)
         for record in records:
             writer.add(record)
-        writer.close()
-    for path in _partials(output):
+    writer.close()
+    for path in partials(output):
         path.unlink()
 
 
@@ -129,7 +129,8 @@ def _partial(output: Path, rank: int) -> Path:
     return output.with_name(f"{output.name}.partial-{rank}")
 
 
-def _partials(output: Path) -> list[Path]:
+def partials(output: Path) -> list[Path]:
+    """The files that all ranks have left, and a run that was killed at its very end."""
     found = output.parent.glob(f"{_literal(output.name)}.partial-*")
     return sorted(path for path in found if path.name.rpartition("-")[2].isdigit())
 

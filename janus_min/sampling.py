@@ -9,6 +9,7 @@ from torch import Tensor
 from janus_min.config import ModelConfig
 from janus_min.errors import require
 
+COLDEST = 1e-30  # temperature that fp32 can divide by; it takes the most likely token as 0 does
 FEW = 64  # tokens among which a nucleus is looked for first, where looking costs less than sorting
 
 
@@ -58,9 +59,9 @@ def limits(config: ModelConfig, requests: list[Request], sampling: Sampling) -> 
 
 
 def size(requests: list[Request], limits: list[int], slots: int) -> tuple[int, int]:
-    """How many slots are used, and the positions of each."""
+    """How many slots are used, and the positions of each: a multiple of 16, as kernels like it."""
     lengths = [len(r.prompt) + limit for r, limit in zip(requests, limits) if limit > 0]
-    return max(1, min(slots, len(lengths))), max(lengths, default=1)
+    return max(1, min(slots, len(lengths))), -(-max(lengths, default=1) // 16) * 16
 
 
 # The rules
@@ -83,14 +84,15 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
     if sampling.temperature == 0:
         return logits.argmax(-1)
     logits = logits - logits.amax(-1, keepdim=True)  # before a small temperature makes them huge
-    probs = (logits / sampling.temperature).softmax(-1)
+    probs = (logits / max(sampling.temperature, COLDEST)).softmax(-1)
     # On a GPU nobody may look at results between two steps (`graphs.py`), and sorting is cheap.
     ranked = None if probs.is_cuda else first_ranks(probs, sampling.top_p)
     probs, order = ranked or probs.sort(dim=-1, descending=True, stable=True)
     mass = probs.cumsum(-1)
     kept = in_nucleus(probs, mass, sampling.top_p)
     mass = mass.where(kept, 0.0)
-    threshold = uniform.to(mass.dtype) * mass.amax(-1)
+    below_one = 1 - torch.finfo(mass.dtype).eps  # fp32 would round the largest numbers to 1
+    threshold = uniform.to(mass.dtype).clamp(max=below_one) * mass.amax(-1)
     drawn = ((mass <= threshold[:, None]) & kept).sum(-1)  # inverse of the distribution function
     drawn = drawn.clamp(max=kept.sum(-1) - 1)
     return order.gather(1, drawn[:, None])[:, 0]
@@ -99,9 +101,12 @@ def sample(logits: Tensor, seen: Tensor, sampling: Sampling, uniform: Tensor) ->
 def in_nucleus(probs: Tensor, mass: Tensor, top_p: float) -> Tensor:
     """Which of the tokens may be drawn, from the likeliest on: (B, ranks) bool.
 
-    A token stays while the mass before it is below top_p: the one that crosses it is kept.
+    A token stays while the mass before it is below top_p: the one that crosses it is kept, and the
+    first one whatever happens, even if the numbers are none.
     """
-    return (mass - probs) < (top_p if top_p < 1 else math.inf)
+    kept = (mass - probs) < (top_p if top_p < 1 else math.inf)
+    kept[:, 0] = True
+    return kept
 
 
 def first_ranks(probs: Tensor, top_p: float) -> tuple[Tensor, Tensor] | None:

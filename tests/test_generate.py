@@ -1,16 +1,23 @@
 """generate.py as a user runs it."""
 
+import io
 import json
 import os
 import re
 import shutil
+import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import generate
-from janus_min import checkpoint
+from janus_min import checkpoint, offline
 from janus_min.answers import read_answers, read_outputs
+from janus_min.bench import answered as with_responses
+from janus_min.bench import read_bench, read_responses
+from janus_min.best_of_n import load_reward_model, rewards_of
+from janus_min.prompt_files import Prompt, encode
 from janus_min.tokenizer import Tokenizer
 from tests.conftest import tiny_policy, tiny_reward_model
 from tests.peers import transformers
@@ -45,7 +52,7 @@ def test_the_precision_is_the_one_asked_for(program, model, monkeypatch):
 
     def watched(*arguments):
         policy, tokenizer = sound(*arguments)
-        dtypes.append(policy.lm_head.weight.dtype)
+        dtypes.append(policy.dtype)
         return policy, tokenizer
 
     monkeypatch.setattr(generate, "load_for_generation", watched)
@@ -66,9 +73,8 @@ def test_a_file_of_prompts(program, model, tmp_path):
     flags = ("--model", model, "--input", "in.jsonl", "--n", 2, "--max-tokens", 9)
     program(*flags, "--output", "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert sorted((line["line"], line["sample"]) for line in lines) == [
-        (1, 0), (1, 1), (2, 0), (2, 1),
-    ]  # fmt: skip
+    places = [(line["line"], line["sample"]) for line in lines]
+    assert places == [(1, 0), (1, 1), (2, 0), (2, 1)]
     for line in lines:
         assert line.items() >= prompts[line["line"] - 1].items()
         assert line["stop"] in ("eos", "length") and isinstance(line["response"], str)
@@ -78,6 +84,9 @@ def test_a_file_of_prompts(program, model, tmp_path):
             "repetition_penalty": 1.03,
             "max_tokens": 9,
             "seed": 0,
+            "n": 2,
+            "model": str(model),
+            "precision": "fp32",
         }
     one = program("--model", model, "--prompt", "What is tea?", "--max-tokens", 9)
     [same] = [line for line in lines if (line["line"], line["sample"]) == (2, 0)]
@@ -100,7 +109,7 @@ def test_no_arguments_take_the_newest_miniature_model(program, model, tmp_path):
 
 def test_mistakes(program, model, tmp_path):
     flags = ("--model", model)
-    assert "--model needs --prompt TEXT or --input FILE" in program.fails(*flags)
+    assert "--model needs --prompt TEXT, --chat or --input FILE" in program.fails(*flags)
     assert "--input and --output go together" in program.fails(*flags, "--input", "x")
     both = ("--prompt", "x", "--input", "x", "--output", "y")
     assert "give either --prompt or --input" in program.fails(*flags, *both)
@@ -108,16 +117,14 @@ def test_mistakes(program, model, tmp_path):
     assert "--top-p is 2.0, must be in" in program.fails(*flags, "--prompt", "x", "--top-p", 2)
     message = program.fails(*flags, "--prompt", "word " * 300)
     assert re.search(r"error: the prompt has \d+ tokens, the model's context is 256: sh", message)
-    assert "--system needs --prompt" in program.fails("--system", "x")
+    assert "--system needs --prompt, --chat or --ben" in program.fails("--system", "x")
     assert "--system holds a lone" in program.fails(*flags, "--prompt", "x", "--system", "\udcff")
     (tmp_path / "in.jsonl").write_text("\n")
     files = ("--input", "in.jsonl", "--output", "out.jsonl")
     assert "in.jsonl holds no prompt" in program.fails(*flags, *files)
     (tmp_path / "in.jsonl").write_text('{"prompt": 3}\n')
     assert "in.jsonl:1: 'prompt' must be text" in program.fails(*flags, *files)
-    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "word " * 300}) + "\n")
-    assert "in.jsonl:1: the prompt has" in program.fails(*flags, *files)
-    assert not (tmp_path / "out.jsonl").exists()  # so that the next try is not refused
+    assert sorted(path.name for path in tmp_path.glob("out*")) == []  # the next try is not refused
     message = program.fails(*flags, "--input", "in.jsonl", "--output", "nowhere/out.jsonl")
     assert "--output nowhere/out.jsonl must be a new file in an existing folder" in message
     (tmp_path / "out.jsonl").write_text("")
@@ -125,6 +132,220 @@ def test_mistakes(program, model, tmp_path):
     assert "nowhere/tokenizer.model not found" in program.fails(
         "--model", "nowhere", "--prompt", "x"
     )
+
+
+# The best of n
+
+
+@pytest.fixture
+def scorer(tmp_path, world):
+    policy = tiny_reward_model(vocab_size=2048, max_position_embeddings=256)
+    checkpoint.save_model(policy, tmp_path / "rm", world, torch.float32)
+    return tmp_path / "rm"
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """Nothing may be generated."""
+    monkeypatch.delattr(generate, "generate")
+    monkeypatch.delattr(offline, "generate")
+
+
+def test_all_responses_are_kept_without_a_reward_model(program, model, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What is rain?"}\n')
+    files = ("--input", "in.jsonl", "--output", "out.jsonl")
+    out = program("--model", model, *files, "--n", 3, "--max-tokens", 4)
+    assert "all 3 responses to each prompt are kept: --reward-model chooses one\n" in out
+    assert (tmp_path / "out.jsonl").read_text().count("\n") == 3
+    out = program("--model", model, *files[:3], "one.jsonl", "--max-tokens", 4)
+    assert "kept" not in out
+
+
+def test_the_best_response_is_that_of_the_highest_reward(
+    program, model, scorer, tmp_path, monkeypatch
+):
+    """The same one of a prompt on the command line and of one in a file."""
+    found, sound = [], generate.generate
+
+    def watched(*arguments):
+        found.extend(sound(*arguments))
+        return found
+
+    monkeypatch.setattr(generate, "generate", watched)
+    flags = ("--model", model, "--max-tokens", 4, "--n", 5, "--reward-model", scorer)
+    printed = program(*flags, "--prompt", "What is rain?")
+    tokenizer = Tokenizer(model)
+    [prompt] = encode([Prompt("", "What is rain?", {}, 1)], tokenizer)
+    candidates = [completion.ids for completion in found]
+    rewards = rewards_of(load_reward_model(scorer, tokenizer), prompt, candidates, 4096)
+    best = rewards.index(max(rewards))
+    assert printed == tokenizer.decode(candidates[best]) + "\n" and best != 0
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What is rain?"}\n')
+    program(*flags, "--input", "in.jsonl", "--output", "out.jsonl")
+    record = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))
+    assert record["best"] == best and record["response"] + "\n" == printed
+    assert [each["reward"] for each in record["candidates"]] == pytest.approx(rewards, abs=1e-5)
+    assert [each["stop"] for each in record["candidates"]] == [each.stop for each in found]
+
+
+def test_of_equal_candidates_the_first_is_chosen(program, model, scorer, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What is rain?"}\n')
+    flags = ("--n", 4, "--reward-model", scorer, "--temperature", 0, "--max-tokens", 4)
+    for precision in ("fp32", "bf16"):
+        files = ("--input", "in.jsonl", "--output", f"{precision}.jsonl")
+        program("--model", model, *files, *flags, "--precision", precision)
+        record = json.loads((tmp_path / f"{precision}.jsonl").read_text())
+        assert record["best"] == record["sample"] == 0
+        assert all(each == record["candidates"][0] for each in record["candidates"])
+
+
+def broken(scorer, path, name="model.layers.1.mlp.up_proj.weight"):
+    """A copy of a model with one number in that tensor that is none."""
+    shutil.copytree(scorer, path)
+    tensors = load_file(scorer / "model.safetensors")
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+def test_a_wrong_reward_model_is_found_before_anything_is_generated(
+    program, model, scorer, tmp_path, mistral_tokenizer_file, idle
+):
+    shutil.copytree(scorer, tmp_path / "other")
+    shutil.copy(mistral_tokenizer_file, tmp_path / "other" / "tokenizer.model")
+    damaged = broken(scorer, tmp_path / "damaged")
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What is rain?"}\n')
+    files = ("--input", "in.jsonl", "--output", "out.jsonl")
+    for directory, line in [
+        (tmp_path / "other", "tokenizer.model differ: a reward model scores only responses of a"),
+        (model, "is a language model (it has lm_head.weight), needed is a reward model"),
+        (damaged, "up_proj.weight is not finite: the reward model is damaged"),
+        (tmp_path / "nowhere", "nowhere"),
+    ]:
+        flags = ("--model", model, "--n", 2, "--reward-model", directory)
+        assert line in program.fails(*flags, "--prompt", "What is rain?")
+        assert line in program.fails(*flags, *files)
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_reward_model_needs_something_to_choose_from(program, model, tmp_path):
+    flags = ("--model", model, "--reward-model", "rm")
+    line = "--reward-model chooses one of several responses: it needs --n above 1"
+    assert line in program.fails(*flags, "--prompt", "x")
+    line = "--reward-model is for --prompt and files of prompts"
+    assert line in program.fails(*flags, "--chat", "--n", 2)
+    files = ("--input", "in.jsonl", "--output", "out.jsonl", "--n", 2)
+    assert line in program.fails(*flags, "--benchmark", "toxicity", *files)
+
+
+# In the official format
+
+
+def test_the_official_format_is_read_by_evaluations(program, model, scorer, tmp_path):
+    """With ids of the file, and where it has none with those that the bench gives."""
+    items = [{"system": "Be brief.", "prompt": "What is rain?"}, {"prompt": "What is tea?"}]
+    for ids in (("x", 7), (None, None)):
+        records = [dict(item) | ({"id": key} if key else {}) for item, key in zip(items, ids)]
+        keys = [str(key or number) for number, key in enumerate(ids)]
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        (tmp_path / "in.json").write_text(json.dumps(dict(zip(keys, items))))
+        best = ("--n", 3, "--reward-model", scorer)
+        for source, flags in (("in.jsonl", ()), ("in.jsonl", best), ("in.json", ())):
+            out = tmp_path / "out.json"
+            files = ("--input", source, "--output", out, "--max-tokens", 4)
+            program("--model", model, *files, *flags)
+            content = json.loads(out.read_text(encoding="utf-8"))
+            assert list(content) == keys
+            responses = read_responses(out)
+            assert {k: r["response"] for k, r in responses.items()} == {
+                key: record["response"] for key, record in content.items()
+            }
+            bench = read_bench(tmp_path / source, rubrics=False)
+            own = with_responses(bench, out, allow_missing=False)
+            assert [item["id"] for item in own] == keys and all("stop" in item for item in own)
+            assert all(("candidates" in record) == bool(flags) for record in content.values())
+            out.unlink()
+
+
+def test_the_official_format_has_no_room_for_several(program, model, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"prompt": "What is rain?"}\n')
+    message = program.fails("--model", model, "--input", "in.jsonl", "--output", "o.json", "--n", 2)
+    line = "--output o.json has one response to each prompt: name it .jsonl for all 2, or give --re"
+    assert line in message
+
+
+def test_a_dry_run_is_for_files(program, model, tmp_path):
+    line = "--dry-run needs --input FILE and --output FILE, or --base-url"
+    for flags in (("--prompt", "x"), ("--chat",), ()):
+        flags = ("--model", model, *flags) if flags else ()
+        assert line in program.fails(*flags, "--dry-run")
+    (tmp_path / "in.jsonl").write_text(json.dumps(MT_BENCH[0]) + "\n")
+    files = ("--input", "in.jsonl", "--output", "out.jsonl")
+    assert line in program.fails("--model", model, "--benchmark", "mt-bench", *files, "--dry-run")
+
+
+# A chat
+
+
+@pytest.fixture
+def chat(program, model, monkeypatch):
+    """What a chat prints that reads these lines from a pipe."""
+
+    def chat(lines, *flags):
+        content = io.BytesIO(
+            "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+        )
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="utf-8"))
+        return program("--model", model, "--chat", "--max-tokens", 5, *flags)
+
+    return chat
+
+
+def answers_of(text):
+    """The answers in a transcript, by the place of their questions among all lines read."""
+    blocks = [block for block in re.split(r"^> ", text, flags=re.M)[1:]]
+    return [block.partition("\n")[2] for block in blocks]
+
+
+def test_a_chat_is_read_from_a_pipe(chat):
+    lines = (
+        "What is rain?",
+        "/system Be brief.",
+        "And tea?",
+        "/reset",
+        "What is rain?",
+        "/quit",
+        "No?",
+    )
+    text = chat(lines)
+    assert text.startswith("/help shows the commands, Ctrl-D ends\n> What is rain?\n")
+    first, system, second, reset, third, quit = answers_of(text)
+    assert system == "the system message is: Be brief.\n" and quit == ""
+    assert reset == "the turns are forgotten, the system message stays\n"
+    assert "No?" not in text
+    assert answers_of(chat(["What is rain?"]))[0].strip() == first.strip() != ""
+    assert answers_of(chat(["What is rain?"], "--system", "Be brief."))[0].strip() == third.strip()
+    assert first != third != second
+    assert answers_of(chat(["What is rain?"], "--seed", 1))[0].strip() != first.strip()
+    assert text == chat(lines)
+
+
+def test_a_chat_survives_what_it_cannot_take(chat):
+    text = chat(["/nonsense", "word " * 300, "\udcff", "/reset", "What is rain?"])
+    nonsense, long, _, _, rain = answers_of(text)
+    assert "no such command: /nonsense" in nonsense
+    assert "the model's context is 256: shorten it" in long
+    assert rain.strip() == answers_of(chat(["What is rain?"]))[0].strip()
+
+
+def test_a_chat_has_one_answer_to_each_message(program, model):
+    message = program.fails("--model", model, "--chat", "--n", 2)
+    assert "--n is 2, must be 1: a chat has one answer to each message" in message
+    both = ("--prompt", "x", "--chat")
+    assert "give either --prompt or --chat, not both" in program.fails("--model", model, *both)
+    files = ("--input", "x", "--output", "y", "--chat")
+    assert "give either --input or --chat, not both" in program.fails("--model", model, *files)
+    assert "--benchmark needs --input" in program.fails("--chat", "--benchmark", "mt-bench")
 
 
 # Benchmarks
@@ -317,7 +538,7 @@ def test_a_second_turn_without_room_is_empty_and_counted(answered):
         (("--benchmark", "mt-bench", "--system", "\udcff"), "--system holds a lone surrogate"),
         (("--benchmark", "mt-bench", "--name", "\udcff"), "--name holds a lone surrogate"),
         (("--name", "x"), "--name needs --benchmark"),
-        (("--system", "x"), "--system needs --prompt or --benchmark; in a file of prompts"),
+        (("--system", "x"), "--system needs --prompt, --chat or --benchmark; in a file of"),
     ],
 )
 def test_mistakes_with_benchmarks(program, model, tmp_path, flags, line):

@@ -40,6 +40,25 @@ def test_extreme_random_numbers_stay_within_the_nucleus():
     assert draw([0.5, 0.41, 0.09], [0.0, almost_one], top_p=0.9) == [0, 1]
 
 
+def test_the_largest_random_number_does_not_become_one_in_fp32():
+    """Of a thousand tokens two are possible, and the last one has the largest id."""
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, :2] = 0.0
+    settings = Sampling(top_p=1.0, repetition_penalty=1.0)
+    almost_one = torch.tensor([1 - 2**-53], dtype=torch.float64)
+    assert sample(logits, torch.zeros(1, 1000, dtype=torch.bool), settings, almost_one) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("vocabulary", [5, 1000])
+@pytest.mark.parametrize("settings", [{"top_p": 1e-50}, {"temperature": 1e-46}])
+def test_numbers_below_those_of_fp32_are_greedy(dtype, vocabulary, settings):
+    logits = torch.randn(3, vocabulary, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    seen, numbers = torch.zeros(3, vocabulary, dtype=torch.bool), torch.tensor([0.0, 0.5, 0.99])
+    found = sample(logits, seen, Sampling(repetition_penalty=1.0, **settings), numbers)
+    assert torch.equal(found, logits.argmax(-1))
+
+
 def test_temperature_zero_is_the_most_likely_token():
     assert draw([0.2, 0.5, 0.3], [0.0, 0.999], temperature=0.0) == [1, 1]
 
