@@ -33,7 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_min import mini_data, offline, remote, remote_files
+from janus_min import mini_benches, offline, remote, remote_files
 from janus_min.answers import (
     BENCHMARKS,
     SAMPLES,
@@ -198,7 +198,7 @@ def show(options: Options, sampling: Sampling) -> None:
     directory = directory_of(options)
     if options.prompt is None:
         print(f"model: {directory}")
-        prompts = [Prompt(*texts, {}, 1) for texts in mini_data.showcase()]
+        prompts = [Prompt(*texts, {}, 1) for texts in mini_benches.showcase()]
     else:
         system = unicode_text(options.system or "", "--system")
         prompts = [Prompt(system, unicode_text(options.prompt, "--prompt"), {}, 1)]

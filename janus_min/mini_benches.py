@@ -22,7 +22,7 @@ from janus_min.mini_data import (
     rubric,
     split_combinations,
 )
-from janus_min.world import TOPICS, WORLD, system_message
+from janus_min.world import PREFERENCES, TOPICS, WORLD, PreferenceSet, system_message
 
 UNSEEN = SPLITS[1]
 QUESTIONS_PER_TOPIC = 5  # that are asked three times
@@ -70,3 +70,26 @@ def few(items: list[dict], topics: int, count: int) -> list[dict]:
         own = [item for item in items if (item["source"], item["topic"]) == (split, topic)]
         found += own[:count]
     return found
+
+
+# Talking to a model
+
+SHOWCASE = (  # three users, by the effects that they value: unseen combinations
+    ("bullets", "play", "number", "feeling"),
+    ("tale", "open_question", "cause", "culture"),
+    ("formal", "method", "example", "danger"),
+)
+
+
+def showcase(topic: str = "volcanoes") -> list[tuple[str, str]]:
+    """One instruction under three system messages, as (system, prompt)."""
+    random = np.random.default_rng(3)
+    prompt = WORLD["questions"][0].replace("{topic}", topic)
+    wordings = range(TRAINED_WORDINGS)
+    return [(system_message(chosen, wordings, random), prompt) for chosen in showcase_sets()]
+
+
+def showcase_sets() -> list[PreferenceSet]:
+    """The preferences behind the system messages of `showcase`."""
+    by_effect = {preference.effect: preference for preference in PREFERENCES}
+    return [tuple(by_effect[effect] for effect in effects) for effects in SHOWCASE]

@@ -19,7 +19,6 @@ from janus_min.world import (
     BY_DIMENSION,
     BY_NAME,
     DIMENSIONS,
-    PREFERENCES,
     TOPICS,
     WORLD,
     Preference,
@@ -35,11 +34,21 @@ TRAINED_WORDINGS = 6  # of 8
 UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
 # The files of training data: the whole collection, one system message for all, one of the three per
-# instruction, two of them, plain texts alone, a preference pair per instruction or three, and the
-# chosen responses of the former alone.
-COLLECTIONS = ("multifaceted", "uniform", "small", "two", "texts", "pairs", "all-pairs", "chosen")
+# instruction, two of them, plain texts alone, a preference pair per instruction, pairs for the
+# reward model, and the chosen responses of the former alone.
+COLLECTIONS = (
+    "multifaceted",
+    "uniform",
+    "small",
+    "two",
+    "texts",
+    "pairs",
+    "content-pairs",
+    "chosen",
+)
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
 HELD_OUT_PAIRS_PER_TOPIC = 25
+CONTENT_PAIRS_PER_ROW = 2  # of the collection
 TEXTS_PER_TOPIC = 200  # plain texts to read beside the collection
 ITEMS_PER_TOPIC = 10  # in each split of the bench
 ASKED_FOR = "Is the response as asked for: "  # how the criteria of a rubric begin
@@ -118,25 +127,42 @@ def uniform_collection() -> list[dict]:
     return rows
 
 
-def pairs(per_instruction: int = 1, seed: int = 4) -> list[dict]:
+def pairs(seed: int = 4) -> list[dict]:
     """Preference pairs, in the columns of the published ones.
 
     As in the paper: of each instruction one of the three system messages, with its own response as
-    the chosen one and the response to one of the other two as the rejected one. More pairs per
-    instruction, up to three, take the other system messages too.
+    the chosen one and the response to one of the other two as the rejected one.
     """
     random = np.random.default_rng(seed)
     rows, found = collection(), []
     for start in range(0, len(rows), SYSTEMS_PER_INSTRUCTION):
-        chosen, rejected = random.choice(SYSTEMS_PER_INSTRUCTION, 2, replace=False)
-        for turn in range(per_instruction):
-            row, other = (
-                rows[start + (i + turn) % SYSTEMS_PER_INSTRUCTION] for i in (chosen, rejected)
-            )
-            found.append(
-                {key: row[key] for key in ("main_source", "original_source", "system", "prompt")}
-                | {"chosen": row["output"], "rejected": other["output"]}
-            )
+        row, other = (
+            rows[start + i] for i in random.choice(SYSTEMS_PER_INSTRUCTION, 2, replace=False)
+        )
+        found.append(pair_of(row, other["output"]))
+    return found
+
+
+def pair_of(row: dict, rejected: str) -> dict:
+    """A row's own response, and a worse one."""
+    about = {key: row[key] for key in ("main_source", "original_source", "system", "prompt")}
+    return about | {"chosen": row["output"], "rejected": rejected}
+
+
+def content_pairs(seed: int = 10) -> list[dict]:
+    """Pairs for the reward model: the rejected response has the chosen one's style, and does as
+    others like it in everything else.
+
+    Where style differs, too, it tells alone which one is chosen; a model that sees that learns
+    nothing else, and of n responses, which are all right in style, it then cannot pick the best.
+    """
+    random = np.random.default_rng(seed)
+    found = []
+    for row in collection() * CONTENT_PAIRS_PER_ROW:
+        style, *wanted = row_preferences(row)
+        rivals = [[p for p in BY_DIMENSION[own.dimension] if p != own] for own in wanted]
+        others = [own[random.integers(len(own))] for own in rivals]
+        found.append(pair_of(row, answer(row["original_source"], (style, *others))))
     return found
 
 
@@ -256,7 +282,7 @@ def write_world(directory: Path) -> None:
         "two": [row for i, row in enumerate(rows) if i % SYSTEMS_PER_INSTRUCTION < 2] + texts,
         "texts": texts,
         "pairs": preferences,
-        "all-pairs": pairs(SYSTEMS_PER_INSTRUCTION),
+        "content-pairs": content_pairs(),
         "chosen": chosen,
         "pairs-held-out": held_out_pairs(),
         "bench": bench(),
@@ -269,32 +295,9 @@ def write_world(directory: Path) -> None:
 
 def held_out_file(collection: str | None) -> Path | None:
     """What is held out of a collection: pairs, if it is one of pairs."""
-    return FILES / "pairs-held-out.jsonl" if collection in ("pairs", "all-pairs") else None
+    return FILES / "pairs-held-out.jsonl" if collection in ("pairs", "content-pairs") else None
 
 
 def model_of(recipe: str) -> Path:
     """Where a miniature leaves its model."""
     return Path("runs") / recipe / "model"
-
-
-# Talking to a model
-
-SHOWCASE = (  # three users, by the effects that they value: unseen combinations
-    ("bullets", "play", "number", "feeling"),
-    ("tale", "open_question", "cause", "culture"),
-    ("formal", "method", "example", "danger"),
-)
-
-
-def showcase(topic: str = "volcanoes") -> list[tuple[str, str]]:
-    """One instruction under three system messages, as (system, prompt)."""
-    random = np.random.default_rng(3)
-    prompt = WORLD["questions"][0].replace("{topic}", topic)
-    wordings = range(TRAINED_WORDINGS)
-    return [(system_message(chosen, wordings, random), prompt) for chosen in showcase_sets()]
-
-
-def showcase_sets() -> list[PreferenceSet]:
-    """The preferences behind the system messages of `showcase`."""
-    by_effect = {preference.effect: preference for preference in PREFERENCES}
-    return [tuple(by_effect[effect] for effect in effects) for effects in SHOWCASE]

@@ -200,9 +200,8 @@ RECIPES = {
     "mini-sft-chosen": replace(MINI_SFT, miniature="chosen", start="mini-base", epochs=5),
     "mini-rm": replace(
         JANUS_RM,
-        **MINI_PAIRS | {"miniature": "all-pairs"},  # with one per instruction it ends near 88 %
+        **MINI_PAIRS | {"miniature": "content-pairs"},
         start="mini-sft",
-        epochs=2,
         pairs_per_step=8,
         learning_rate=5e-4,
     ),

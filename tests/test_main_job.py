@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from janus_min.mini_data import SPLITS, showcase_sets
+from janus_min.mini_benches import showcase_sets
+from janus_min.mini_data import SPLITS
 from janus_min.mini_tables import MODELS
 from janus_min.world import judge, true_sentences
 from tests.programs import ROOT, environment

@@ -9,18 +9,19 @@ import pytest
 from janus_min.data import load_examples
 from janus_min.formats import pair_row, sft_row
 from janus_min.grading import score
+from janus_min.mini_benches import showcase, showcase_sets
 from janus_min.mini_data import (
     SPLITS,
     UNIFORM_SYSTEM,
     bench,
     collection,
+    content_pairs,
     held_out_pairs,
     pairs,
     plain_texts,
+    row_preferences,
     rubric,
     rubric_preference,
-    showcase,
-    showcase_sets,
     split_combinations,
     uniform_collection,
 )
@@ -149,10 +150,18 @@ def test_pairs_are_an_aligned_response_and_one_that_was_asked_for_otherwise():
         assert pair["rejected"] in [other["output"] for other in own if other is not row]
         chosen_places[own.index(row)] += 1
     assert all(count > 250 for count in chosen_places.values())
-    more = pairs(per_instruction=3)
-    assert more[::3] == found and {pair["system"] for pair in more} == systems.keys()
-    for pair in more:
-        assert pair["chosen"] == systems[pair["system"]]["output"] != pair["rejected"]
+
+
+def test_content_pairs_differ_in_everything_but_style():
+    systems, found = {row["system"]: row for row in collection()}, content_pairs()
+    assert {pair["system"] for pair in found} == systems.keys()
+    for pair in found[::40]:
+        row = systems[pair["system"]]
+        assert pair["chosen"] == row["output"]
+        style, *others = row_preferences(row)
+        topic, rejected = row["original_source"], pair["rejected"]
+        assert judge(style, topic, rejected) == 5
+        assert all(judge(other, topic, rejected) < 5 for other in others)
 
 
 def test_held_out_pairs_are_of_unseen_combinations():
@@ -264,7 +273,7 @@ def test_files_are_read_by_the_trainer(world):
         ("texts", texts, sft_row),
         ("chosen", 960, sft_row),
         ("pairs", 960, pair_row),
-        ("all-pairs", 2880, pair_row),
+        ("content-pairs", 5760, pair_row),
         ("pairs-held-out", 300, pair_row),
     ):
         path = world / f"{name}.jsonl"
