@@ -13,9 +13,9 @@ IN is JSONL or JSON, with `prompt` (or `instruction`) and optionally `system` in
 has, in the order of IN, each record with `response`, `stop` ("eos", "length", or "context" where
 the prompt left no room), `line` (of IN, from 1), `sample` (of n, from 0) and `sampling`; with a
 reward model the best of n, its number as `best`, and all `candidates` with their rewards. If its
-name ends in .json, it is an object of such records by id, as the official scripts write it. Until
-all is answered, responses are in OUT.partial-0 as they are finished, and the same command goes on
-after a stop. Equal prompts get equal samples: ask for more by --n.
+name ends in .json, it is an object of such records by id, as the official scripts write it. What is
+finished is in OUT.partial-0 until all is, and the same command goes on after a stop. Equal prompts
+get equal samples: ask for more by --n.
 
 With --base-url, a server with OpenAI's interface answers; its key is read from the environment
 variable OPENAI_API_KEY. Replies are in OUT.calls before anything else is done with them. The
@@ -137,7 +137,7 @@ def main() -> None:
     options = Options(**{"n": SAMPLES.get(benchmark, 1)} | given)
     sampling = Sampling(**SAMPLING.get(benchmark, {}) | drawn)
     if options.output:
-        check_output(options.output, "base_url" in connection)
+        check_output(options, "base_url" in connection)
     warm = benchmark == "mt-bench" and "temperature" not in drawn
     temperature = by_category if warm else None
     if "base_url" in connection:
@@ -160,10 +160,12 @@ def main() -> None:
         show(options, sampling)
 
 
-def check_output(path: Path, served: bool) -> None:
+def check_output(options: Options, served: bool) -> None:
     """Raises UserError for a file that is there, unless it is to be completed."""
-    unfinished = calls_folder(path).is_dir() if served else partials(path)
-    there = path.exists() and not unfinished
+    path, begun = options.output, not options.benchmark and partials(options.output)
+    if served and begun:
+        raise UserError(f"{begun[0]} is there: a model on this machine was answering; finish that")
+    there = path.exists() and not (calls_folder(path).is_dir() if served else begun)
     if there or not path.parent.is_dir():
         raise UserError(f"--output {path} must be a new file in an existing folder")
 
@@ -231,15 +233,12 @@ def chat(options: Options, sampling: Sampling) -> None:
     """Talks to a user in the terminal."""
     system = unicode_text(options.system or "", "--system")
     model, tokenizer = load_for_generation(directory_of(options), options.precision)
+    context = model.config.max_position_embeddings
     prepare_terminal()
     converse(
         lambda prompt, seed: stream(model, Request(prompt, seed), sampling),
-        tokenizer,
-        model.config.max_position_embeddings,
-        system,
-        read_terminal,
-        write_terminal,
-        options.seed,
+        *(tokenizer, context, system),
+        *(read_terminal, write_terminal, options.seed),
     )
 
 

@@ -18,6 +18,7 @@ from janus_min.teacher import between
 from janus_min.world import PREFERENCES, TOPICS, WORLD, Preference, judge
 
 JUDGE = "miniature-judge"  # what the model is called
+FOREIGN = "this judge knows the miniature bench alone, in our own prompts"
 PORT = 8765  # nobody's in particular
 TOPIC_OF = {
     question.replace("{topic}", topic): topic for question in WORLD["questions"] for topic in TOPICS
@@ -29,11 +30,18 @@ def examine(messages: list[dict]) -> str:
 
     Raises UserError for questions of another world.
     """
-    user = messages[-1]["content"]
+    try:
+        return reply_to(messages[-1]["content"])
+    except (KeyError, TypeError):  # the question is ours, and what is asked of it is not
+        raise UserError(FOREIGN) from None
+
+
+def reply_to(user: str) -> str:
+    """The reply to what a judge is asked."""
     asked = between(user, "instruction") if "<instruction>\n" in user else ""
     system, _, question = asked.rpartition("\n")
     if question not in TOPIC_OF:
-        raise UserError("this judge knows the miniature bench alone, in our own prompts")
+        raise UserError(FOREIGN)
     topic = TOPIC_OF[question]
     if "<rubric>" in user:
         preference = rubric_preference({"criteria": between(user, "rubric").splitlines()[0]})

@@ -35,7 +35,7 @@ UNIFORM_SYSTEM = "You are a helpful assistant."
 UNIFORM_SLOTS = ("plain_1", "plain_2", "example", "source")  # of the answer to it
 # The files of training data: the whole collection, one system message for all, one of the three per
 # instruction, two of them, plain texts alone, a preference pair per instruction, pairs for the
-# reward model, and the chosen responses of the former alone.
+# reward model, and the chosen responses of the preference pairs alone.
 COLLECTIONS = (
     "multifaceted",
     "uniform",

@@ -9,7 +9,8 @@ It runs the programs as a user would, two at a time with one thread each, and pr
 asks the miniature's judge, which is served on this machine meanwhile; `python -m
 janus_min.examiner` serves it alone. Stopped or killed, the same command goes on.
 
-    OUT/seed-42/RECIPE/      a model's run, and OUT/seed-42/logs/ what each command printed
+    OUT/seed-42/RECIPE/      a model's run
+    OUT/logs, OUT/seed-42/logs    what each command printed
     OUT/tables.md, .txt      the tables, with .png if matplotlib is there
     OUT/tables.json          all numbers of all seeds
 """
@@ -58,13 +59,13 @@ PROGRAMS = Path(__file__).resolve().parent.parent
 class Options:
     """What is run, and where it is kept."""
 
-    out: Path = Path("runs/paper")  # folder of everything
+    out: Path | None = None  # folder of everything but runs/miniature (runs/paper, or -quick)
     seeds: int = 1  # whole repetitions, with seeds from 42 on
     ablations: bool = False  # 1, 2, 3 system messages per instruction, tested with and without
     jobs: int | None = None  # commands at a time; 2 unless given, and 1 on one core
     port: int | None = None  # of the judge; 8765, or if it is in use a free one, unless given
     steps: int | None = None  # for a quick look, whose numbers mean nothing: steps of each training
-    dry_run: bool = False  # print the commands, and run nothing
+    dry_run: bool = False  # print the commands; a run makes benches and judge for them
 
     def __post_init__(self) -> None:
         for name in ("seeds", "jobs", "steps"):
@@ -72,6 +73,9 @@ class Options:
             require(value is None or value >= 1, self, name, "at least 1")
         valid = self.port is None or 1 <= self.port < 2**16
         require(valid, self, "port", "1 to 65535")
+        if self.out is None:  # a quick look must not replace what took its time
+            own = "runs/paper-quick" if self.steps else "runs/paper"
+            object.__setattr__(self, "out", Path(own))
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; a folder is needed")
 
@@ -267,7 +271,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     jobs = options.jobs or min(2, os.cpu_count() or 1)
     say(f"{len(stages)} commands, {jobs} at a time, each with OMP_NUM_THREADS=1")
-    say(f"what they print is in {options.out}/seed-*/logs")
+    say(f"what they print is in {options.out}/logs and {options.out}/seed-*/logs")
     write_benches(benches(options), QUICK_TOPICS if options.steps else None)
     with judge_of(options.port) as url:
         say(f"the judge is at {url}; for a command alone, `python -m janus_min.examiner` serves it")

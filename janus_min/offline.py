@@ -275,5 +275,6 @@ def summary(job: Job, prompts: list[Prompt], partial: Partial) -> list[str]:
         lost = sum(choose(rewards) is None for rewards in partial.rewards.values())
         lines.append(f"the best of {job.n} by {job.reward_model}; all candidates are kept")
         if lost:
-            lines.append(f"{lost:,} prompts have no reward, as they are too long: the first stands")
+            text = "prompts without a reward, as they are too long"
+            lines.append(f"{text}: {lost:,}; the first stands")
     return lines

@@ -198,8 +198,8 @@ class Ending(Interruptible):
         self.runner = runner
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self.runner.ask_to_end()  # first: behind the next line the second signal ends us
         super()._note(number, frame)
-        self.runner.ask_to_end()
 
 
 def clear(path: Path, parts: bool) -> None:

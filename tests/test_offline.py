@@ -186,7 +186,7 @@ def test_with_a_reward_model_a_prompt_has_one_record(program, folder):
     assert lines[FULL]["best"] is None and lines[FULL]["candidates"] == [empty] * 4
     assert lines[FULL].items() >= empty.items()
     assert "the best of 4 by rm; all candidates are kept\n" in out
-    assert "1 prompts have no reward, as they are too long: the first stands\n" in out
+    assert "prompts without a reward, as they are too long: 1; the first stands\n" in out
     # The candidates are the responses of a run without a reward model.
     program(*flags("all.jsonl", n=4))
     every = [(r["response"], r["stop"]) for r in read(folder / "all.jsonl")]
@@ -205,7 +205,7 @@ def test_candidates_too_long_for_the_reward_model_are_kept(program, folder, worl
     assert first["response"] == first["candidates"][0]["response"] != ""
     assert [c["reward"] for c in first["candidates"]] == [None] * 3
     assert second["best"] is not None
-    assert "1 prompts have no reward, as they are too long: the first stands\n" in out
+    assert "prompts without a reward, as they are too long: 1; the first stands\n" in out
 
 
 # Going on

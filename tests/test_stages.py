@@ -72,7 +72,7 @@ def test_each_comes_after_what_it_needs_and_the_first_ones_first(home):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_so_many_run_at_a_time(home, jobs):
-    run([stage(name, "--seconds", 0.3) for name in "abc"], jobs)
+    run([stage(name, "--seconds", 0.3 * jobs**3) for name in "abc"], jobs)
     running = most = 0
     for line in journal():
         running += 1 if line.startswith("begin") else -1
@@ -147,7 +147,7 @@ def test_a_failure_is_one_line_and_ends_what_runs_beside_it(home):
         "bad ended with status 1 (it is broken); its log is out/logs/bad.log, its command: "
         "python program.py out/bad --seconds 0.3 --status 1"
     )
-    assert time.monotonic() - began < 10 and "end slow" not in journal()
+    assert time.monotonic() - began < 25 and "end slow" not in journal()
     with pytest.raises(UserError, match="bad ended"):  # not taken for done
         run([stage("bad", "--status", 1)])
 
@@ -194,10 +194,9 @@ def begun(name: str = "stages.py") -> subprocess.Popen:
         text=True,
     )
     deadline = time.monotonic() + 30
-    while "begin b" not in journal():
+    while "begin b" not in journal() or not Path("out/b/recipe.json").exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.2)  # it writes recipe.json
     return process
 
 
@@ -226,7 +225,7 @@ def test_two_signals_at_once_end_the_children_too(home):
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode in (-signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         try:
             with locked(Path("out")):
