@@ -6,7 +6,6 @@ when the request has ended: the next one with the same prompt finds it there (`e
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +23,23 @@ MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Cache:
-    """Keys and values of all layers, (layers, B, T, G, Dh) each."""
+    """Keys and values of all layers, (layers, B, G, T, Dh) each."""
 
     def __init__(self, config: ModelConfig, B: int, T: int, dtype: torch.dtype, device: str):
-        shape = (config.num_hidden_layers, B, T, config.num_key_value_heads, config.head_dim)
+        G = config.num_key_value_heads
+        shape = (config.num_hidden_layers, B, G, T, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         self.window = config.sliding_window
-        self.first_places = torch.arange(B, device=device) * T  # of the slots, all in one row
+        # Where slots begin, all heads of all slots in one row, and where their heads do.
+        self.first_places = torch.arange(B, device=device) * G * T
+        self.heads = torch.arange(G, device=device) * T
 
     def copy(self, source: int, slots: list[int], count: int) -> None:
         """Copies the first `count` positions of one slot into others."""
         for store in (self.keys, self.values):
             for slot in slots:
-                store[:, slot, :count] = store[:, source, :count]
+                store[:, slot, :, :count] = store[:, source, :, :count]
 
     def prefill(
         self, slots: list[int], lengths: list[int], key_end: Tensor | Tiles, impl: str
@@ -48,6 +50,7 @@ class Cache:
 
         own = [torch.arange(n, device=self.keys.device) for n in lengths]
         places = torch.cat([self.first_places[slot] + each for slot, each in zip(slots, own)])
+        places = self._of_heads(places)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._store(layer, places, k, v)
@@ -56,9 +59,13 @@ class Cache:
         return attend
 
     def _store(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
-        """Puts k and v (N, G, Dh) to N places, counted through all slots."""
+        """Puts k and v (N, G, Dh) to N·G places."""
         for store, new in ((self.keys, k), (self.values, v)):
-            store[layer].view(-1, *new.shape[1:]).index_copy_(0, places, new)
+            store[layer].view(-1, k.shape[-1]).index_copy_(0, places, new.reshape(-1, k.shape[-1]))
+
+    def _of_heads(self, places: Tensor) -> Tensor:
+        """(N,) places in slots' first heads -> (N·G,) places in all heads."""
+        return (places[:, None] + self.heads).flatten()
 
     def step(self, lengths: Tensor, T: int, level: bool = False) -> Attend:
         """What attends while the first B slots get one more token each, at position lengths[b].
@@ -67,7 +74,7 @@ class Cache:
         `level` says that all are T − 1.
         """
         B = len(lengths)
-        places = self.first_places[:B] + lengths
+        places = self._of_heads(self.first_places[:B] + lengths)
         mask = None  # added to the scores of all layers: 0 where a key is seen, else −∞
         if not level or self.window is not None:
             key = torch.arange(T, device=lengths.device)
@@ -84,11 +91,19 @@ class Cache:
             # The query heads of a group stand as rows of one matrix: keys and values are not
             # copied.
             q = q.view(B, G, H // G, Dh)
-            keys, values = (
-                store[layer, :B, :T].transpose(1, 2) for store in (self.keys, self.values)
-            )
-            with sdpa_kernel(MASKED) if q.is_cuda else nullcontext():
-                mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
-            return mixed.reshape(B, H, Dh)
+            keys, values = (store[layer, :B, :, :T] for store in (self.keys, self.values))
+            return look_up(q, keys, values, mask).reshape(B, H, Dh)
 
         return attend
+
+
+def look_up(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of q (B, G, R, Dh) over keys and values (B, G, T, Dh) under an additive mask."""
+    if q.is_cuda:
+        with sdpa_kernel(MASKED):
+            return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    if q.dtype not in (torch.float32, torch.float64):
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+    # For so few rows the definition is faster on a CPU than its fused form.
+    scores = torch.matmul(q * q.shape[-1] ** -0.5, keys.transpose(-1, -2))
+    return torch.matmul((scores if mask is None else scores + mask).softmax(-1), values)

@@ -3,7 +3,8 @@
 Queries, keys and values come from one product, and so do both halves of the MLP: a step with a few
 tokens reads all weights for little arithmetic, and on a GPU waits for every launch. On a CPU the
 matrices are stored as oneDNN's blocks in fp32, which is up to 2.5 times as fast as a plain product
-for a few rows; for other types they are stored transposed. `model.Policy` is the specification.
+for a few rows, and the MLP is activated within its products; for other types they are stored
+transposed. `model.Policy` is the specification.
 """
 
 import platform
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_min.cache import Attend
-from janus_min.model import Block, Policy, rotary_table
+from janus_min.model import MLP, Block, Policy, RMSNorm, rotary_table
 
 PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
 ROWS = 16  # tokens for which blocks are laid out; others are nearly as fast
@@ -50,6 +51,11 @@ class Plain:
         return F.linear(x, self.weight)
 
 
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN has blocks for it."""
+    return PACKS and weight.dtype == torch.float32 and not weight.is_cuda
+
+
 def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
     """The products with all parts as one, in the layout that is fast where they are. With `take`,
     the parts lose their weights, so that there are not two of each in memory.
@@ -57,7 +63,7 @@ def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
     weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
     if weight.is_cuda:
         laid = Plain(weight)
-    elif weight.dtype == torch.float32 and PACKS:
+    elif packs(weight):
         laid = Packed(weight)
     else:
         laid = Transposed(weight)
@@ -65,6 +71,34 @@ def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
         for part in parts:
             part.weight = None
     return laid
+
+
+class PackedGate:
+    """x ↦ silu(x·Gᵀ) · x·Uᵀ, each made within its product: no more passes over (N, F) numbers."""
+
+    def __init__(self, mlp: MLP):
+        self.gate, self.up = Packed(mlp.gate_proj.weight), Packed(mlp.up_proj.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        linear = torch.ops.mkldnn._linear_pointwise
+        gate = linear(x, self.gate.weight, None, "swish", [], "")
+        return linear.binary(x, gate, self.up.weight, None, "mul")
+
+
+def gated(mlp: MLP, take: bool) -> Callable[[Tensor], Tensor]:
+    """The inner part of the MLP, silu(gate(x)) · up(x)."""
+    if packs(mlp.gate_proj.weight):
+        laid = PackedGate(mlp)
+        if take:
+            mlp.gate_proj.weight = mlp.up_proj.weight = None
+        return laid
+    gate_up = product(mlp.gate_proj, mlp.up_proj, take=take)
+
+    def apart(x: Tensor) -> Tensor:
+        gate, up = gate_up(x).chunk(2, dim=-1)  # (N, F) each
+        return F.silu(gate) * up
+
+    return apart
 
 
 class DecoderBlock:
@@ -80,17 +114,26 @@ class DecoderBlock:
         self.norms = block.input_layernorm, block.post_attention_layernorm
         self.qkv = product(attention.q_proj, attention.k_proj, attention.v_proj, take=take)
         self.o = product(attention.o_proj, take=take)
-        self.gate_up = product(mlp.gate_proj, mlp.up_proj, take=take)
+        self.gated = gated(mlp, take)
         self.down = product(mlp.down_proj, take=take)
 
     def __call__(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         H, G, _ = self.heads
-        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (-1, self.head_dim))  # (N, H + 2G, Dh)
+        qkv = self.qkv(normed(x, self.norms[0])).unflatten(
+            -1, (-1, self.head_dim)
+        )  # (N, H + 2G, Dh)
         qk, v = qkv.split([H + G, G], dim=1)
         q, k = turned(qk, table).split([H, G], dim=1)
         x = x + self.o(attend(self.layer, q, k, v).flatten(-2))
-        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=-1)  # (N, F) each
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(self.gated(normed(x, self.norms[1])))
+
+
+def normed(x: Tensor, norm: RMSNorm) -> Tensor:
+    """`model.RMSNorm`, which on a CPU is made of more passes over x than this is."""
+    if x.is_cuda or x.dtype not in (torch.float32, torch.float64):
+        return norm(x)
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * (length.square() / x.shape[-1] + norm.eps).rsqrt_() * norm.weight
 
 
 def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -125,4 +168,4 @@ class Decoder:
         table = self.cos[positions], self.sin[positions]
         for block in self.blocks:
             x = block(x, table, attend)
-        return self.norm(x)
+        return normed(x, self.norm)
