@@ -95,6 +95,7 @@ def gated(mlp: MLP, take: bool) -> Callable[[Tensor], Tensor]:
     gate_up = product(mlp.gate_proj, mlp.up_proj, take=take)
 
     def apart(x: Tensor) -> Tensor:
+        """The activation behind the product."""
         gate, up = gate_up(x).chunk(2, dim=-1)  # (N, F) each
         return F.silu(gate) * up
 

@@ -3,7 +3,12 @@
 import gc
 import os
 import shutil
+import signal
 from pathlib import Path
+
+# A shell that starts us in the background has us, and what we start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On tensors this small a second thread only waits. Read by torch, here and in started programs.
 os.environ["OMP_NUM_THREADS"] = "1"

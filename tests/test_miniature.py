@@ -213,7 +213,7 @@ def test_a_quick_look_says_so_and_has_files_of_its_own(stubs, paper):
     out = paper("--steps", 2, "--out", "paper")
     assert "--steps 2: a quick look, whose numbers mean nothing." in out
     assert (Path("paper") / "benches-quick").is_dir() and "train.py mini-rm --seed 42" in out
-    for steps, names in ((2, 44), (None, 1)):  # without --steps all but datagen.py runs again
+    for steps, names in ((2, 50), (None, 1)):  # without --steps all but datagen.py runs again
         found = stages_of(Options(out=Path("paper"), steps=steps))
         assert sum(map(Runner(found, Path("paper")).is_done, found)) == names
 

@@ -165,7 +165,7 @@ def test_a_prompt_without_room_in_the_middle_is_counted(program, folder):
 def test_nothing_but_prompts_without_room(program, folder):
     write(folder / "in.jsonl", [{"prompt": LONG}] * 2)
     out = program(*flags(scored=True))
-    assert "4 of 4 empty" in out and "2 prompts have no reward" in out
+    assert "4 of 4 empty" in out and "too long: 2; the first stands" in out
     assert [(r["best"], r["stop"]) for r in read(folder / "out.jsonl")] == [(None, "context")] * 2
 
 

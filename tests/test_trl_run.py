@@ -23,7 +23,8 @@ NAMES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/mar
 def hub_tokenizer(directory):
     """The same SentencePiece file, read by transformers, which puts no space before a text."""
     about = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>",
-             "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}  # fmt: skip
+             "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
+             "add_prefix_space": False}  # fmt: skip
     (directory / "tokenizer_config.json").write_text(json.dumps(about))
     return transformers.AutoTokenizer.from_pretrained(directory)
 
