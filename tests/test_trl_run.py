@@ -23,10 +23,10 @@ NAMES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/mar
 def hub_tokenizer(directory):
     """The same SentencePiece file, read by transformers, which puts no space before a text."""
     about = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>",
-             "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>",
-             "add_prefix_space": False}  # fmt: skip
+             "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}  # fmt: skip
     (directory / "tokenizer_config.json").write_text(json.dumps(about))
-    return transformers.AutoTokenizer.from_pretrained(directory)
+    # AutoTokenizer takes another class for a directory with a Mistral's config.json, since 5.24.
+    return transformers.LlamaTokenizer.from_pretrained(directory)
 
 
 def trainer(start, rows, out):
