@@ -232,6 +232,17 @@ def test_samples_of_one_prompt_compute_it_once(slots):
     assert computed == sum(len(prompt) - 1 for prompt in prompts)
 
 
+def test_a_sample_takes_the_slot_that_holds_its_prompt():
+    """Both slots are free, and the first of them is not the one."""
+    policy = tiny_policy(dtype=torch.float64)
+    with torch.no_grad():
+        policy.lm_head.weight[2] = 0.0  # all end together, by their length
+    prompts = [[1, 5, 9, 33], [1, 7, 8, 21], [1, 80, 3, 40]]
+    requests = [Request(prompts[i], seed=k) for k, i in enumerate((0, 1, 1, 2))]
+    computed, _ = tokens_computed(Engine(policy, requests, GREEDY, slots=2))
+    assert computed == 3 * 3
+
+
 def test_a_step_computes_no_more_slots_than_are_in_use():
     policy = with_eos(tiny_policy(dtype=torch.float64))
     requests = [Request(prompt, seed=i) for i, prompt in enumerate(random_prompts(8))]
