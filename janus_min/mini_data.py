@@ -48,7 +48,7 @@ COLLECTIONS = (
 )
 SPLITS = ("trained combinations", "unseen combinations", "unseen wordings")
 HELD_OUT_PAIRS_PER_TOPIC = 25
-CONTENT_PAIRS_PER_ROW = 2  # of the collection
+CONTENT_PAIRS_PER_ROW = 3  # of the collection
 TEXTS_PER_TOPIC = 200  # plain texts to read beside the collection
 ITEMS_PER_TOPIC = 10  # in each split of the bench
 ASKED_FOR = "Is the response as asked for: "  # how the criteria of a rubric begin

@@ -102,9 +102,9 @@ def test_orpo_is_at_least_sft_on_the_same_chosen_responses(printed):
     assert orpo[UNSEEN][0] >= chosen[UNSEEN][0] >= 3 and orpo[UNSEEN][1] >= 95
 
 
-def test_the_reward_model_ranks_about_nine_of_ten_held_out_pairs_right(printed):
+def test_the_reward_model_ranks_nine_of_ten_held_out_pairs_right(printed):
     right = re.search(r"held-out pairs: ([\d.]+)% of 300 ranked right", printed["mini-rm"])
-    assert float(right[1]) >= 87
+    assert float(right[1]) >= 90
 
 
 def test_the_best_of_many_is_better_than_the_only_one(numbers):

@@ -273,7 +273,7 @@ def test_files_are_read_by_the_trainer(world):
         ("texts", texts, sft_row),
         ("chosen", 960, sft_row),
         ("pairs", 960, pair_row),
-        ("content-pairs", 5760, pair_row),
+        ("content-pairs", 8640, pair_row),
         ("pairs-held-out", 300, pair_row),
     ):
         path = world / f"{name}.jsonl"
