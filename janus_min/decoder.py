@@ -3,10 +3,11 @@
 Queries, keys and values come from one product, and so do both halves of the MLP: a step with a few
 tokens reads all weights for little arithmetic, and on a GPU waits for every launch. On a CPU the
 matrices are stored as oneDNN's blocks in fp32, which is up to 2.5 times as fast as a plain product
-for a few rows, and the MLP is activated within its products; for other types they are stored
-transposed. `model.Policy` is the specification.
+for a few rows, and what the MLP's gate lets through is multiplied within a product; for other types
+they are stored transposed. `model.Policy` is the specification.
 """
 
+import math
 import platform
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from janus_min.cache import Attend
+from janus_min.cache import Attend, Store
 from janus_min.model import MLP, Block, Policy, RMSNorm, rotary_table
 
 PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
@@ -74,14 +75,16 @@ def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
 
 
 class PackedGate:
-    """x ↦ silu(x·Gᵀ) · x·Uᵀ, each made within its product: no more passes over (N, F) numbers."""
+    """x ↦ silu(x·Gᵀ) · x·Uᵀ, multiplied within the second product. oneDNN can activate within the
+    first one, too, but takes longer for it than a pass over (N, F) numbers does.
+    """
 
     def __init__(self, mlp: MLP):
         self.gate, self.up = Packed(mlp.gate_proj.weight), Packed(mlp.up_proj.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
+        gate = F.silu(self.gate(x))
         linear = torch.ops.mkldnn._linear_pointwise
-        gate = linear(x, self.gate.weight, None, "swish", [], "")
         return linear.binary(x, gate, self.up.weight, None, "mul")
 
 
@@ -112,36 +115,52 @@ class DecoderBlock:
             part.out_features // self.head_dim
             for part in (attention.q_proj, attention.k_proj, attention.v_proj)
         ]
-        self.norms = block.input_layernorm, block.post_attention_layernorm
+        norms = block.input_layernorm, block.post_attention_layernorm
+        self.norms = [normalisation(norm) for norm in norms]
         self.qkv = product(attention.q_proj, attention.k_proj, attention.v_proj, take=take)
         self.o = product(attention.o_proj, take=take)
         self.gated = gated(mlp, take)
         self.down = product(mlp.down_proj, take=take)
 
     def __call__(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        H, G, _ = self.heads
-        qkv = self.qkv(normed(x, self.norms[0])).unflatten(
-            -1, (-1, self.head_dim)
-        )  # (N, H + 2G, Dh)
-        qk, v = qkv.split([H + G, G], dim=1)
-        q, k = turned(qk, table).split([H, G], dim=1)
+        q, k, v = self.split(x, table)
         x = x + self.o(attend(self.layer, q, k, v).flatten(-2))
-        return x + self.down(self.gated(normed(x, self.norms[1])))
+        return x + self.down(self.gated(self.norms[1](x)))
+
+    def split(self, x: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, H, Dh), keys and values (N, G, Dh)."""
+        H, G, _ = self.heads
+        qkv = self.qkv(self.norms[0](x)).unflatten(-1, (-1, self.head_dim))  # (N, H + 2G, Dh)
+        q, k = turned(qkv, H + G, table).split([H, G], dim=1)
+        return q, k, qkv[:, H + G :]
 
 
-def normed(x: Tensor, norm: RMSNorm) -> Tensor:
-    """`model.RMSNorm`, which on a CPU is made of more passes over x than this is."""
-    if x.is_cuda or x.dtype not in (torch.float32, torch.float64):
-        return norm(x)
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x * (length.square() / x.shape[-1] + norm.eps).rsqrt_() * norm.weight
+class Norm:
+    """`model.RMSNorm`, w · x / √(|x|²/D + ε), in fewer passes over x: √D·w · x / √(|x|² + D·ε)."""
+
+    def __init__(self, norm: RMSNorm):
+        D = len(norm.weight)
+        self.weight = norm.weight.detach() * math.sqrt(D)
+        self.floor = self.weight.new_tensor(math.sqrt(D * norm.eps))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return (x / torch.hypot(length, self.floor)).mul_(self.weight)
 
 
-def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """`model.rotate`, by a table whose sines have the signs of (−x_{j+Dh/2}, x_j) already."""
+def normalisation(norm: RMSNorm) -> Callable[[Tensor], Tensor]:
+    """The norm as it is fast: a GPU has a kernel for it, and 16 bits need the wider inside."""
+    weight = norm.weight
+    return norm if weight.is_cuda or weight.dtype.itemsize < 4 else Norm(norm)
+
+
+def turned(x: Tensor, heads: int, table: tuple[Tensor, Tensor]) -> Tensor:
+    """`model.rotate` of the first heads, by a table whose sines have the signs of (−x_{j+Dh/2},
+    x_j) already.
+    """
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)
-    return torch.addcmul(x * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
+    other = x.roll(x.shape[-1] // 2, -1)[:, :heads]  # of all: PyTorch rolls parts slowly
+    return torch.addcmul(x[:, :heads] * cos, other, sin).to(x.dtype)
 
 
 class Decoder:
@@ -156,7 +175,8 @@ class Decoder:
             self.blocks = [
                 DecoderBlock(block, layer, take) for layer, block in enumerate(policy.model.layers)
             ]
-            self.norm, self.head = policy.model.norm, product(policy.lm_head, take=take)
+            self.norm = normalisation(policy.model.norm)
+            self.head = product(policy.lm_head, take=take)
         # Rotary angles of all positions, in fp32 as everywhere.
         places = torch.arange(self.config.max_position_embeddings, device=self.device)
         self.cos, sin = rotary_table(places, self.config)
@@ -165,8 +185,23 @@ class Decoder:
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions (N,) -> hidden states (N, D), normalised."""
-        x = F.embedding(tokens, self.embedding)
-        table = self.cos[positions], self.sin[positions]
+        x, table = self.enter(tokens, positions)
         for block in self.blocks:
             x = block(x, table, attend)
-        return normed(x, self.norm)
+        return self.norm(x)
+
+    def remember(self, tokens: Tensor, positions: Tensor, attend: Attend, store: Store) -> None:
+        """The same for the keys and values alone: the last block makes them of what comes into it,
+        and nobody reads what would come out.
+        """
+        x, table = self.enter(tokens, positions)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, table, attend)
+        _, k, v = last.split(x, table)
+        store(last.layer, k, v)
+
+    def enter(self, tokens: Tensor, positions: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Embedded tokens (N, D), and what turns queries and keys at their positions."""
+        x = F.embedding(tokens, self.embedding)
+        return x, (self.cos[positions], self.sin[positions])

@@ -29,6 +29,9 @@ from janus_min.tokenizer import EOS
 from kernels.attention import tile_tables
 
 ROW_TOKENS = 4096  # of prompts that are computed together
+# Slots up to which a CPU computes those in use and no other one. With more, a step takes little
+# longer for a few more, and oneDNN prepares products anew for each number of rows.
+FEW = 16
 
 
 class Event(NamedTuple):
@@ -207,8 +210,8 @@ class Engine:
             if impl == "triton":
                 key_end = tile_tables(key_end, self.model.dtype)
             slots, lengths = [slot for _, slot in row], [len(ids) for ids, _ in row]
-            attend = self.cache.prefill(slots, lengths, key_end, impl)
-            self.model(laid.inputs, laid.positions, attend)
+            ways = self.cache.prefill(slots, lengths, key_end, impl)
+            self.model.remember(laid.inputs, laid.positions, *ways)
 
     def _begin(self, index: int, slot: int) -> None:
         """A request's own state; its prompt is in the cache."""
@@ -242,25 +245,25 @@ class Engine:
     def _step(self) -> list[int]:
         """One more token for every slot up to the last one that is in use."""
         live = [slot for slot, owner in enumerate(self.owner) if owner is not None]
-        B, used = live[-1] + 1, [self.used[slot] for slot in live]
-        T = max(used) + 1
+        B, T = live[-1] + 1, max(self.used[slot] for slot in live) + 1
+        if self.graphs or B > FEW:
+            B = bucket(B, self.slots)
         if self.graphs:
-            B, T = bucket(B, self.slots), min(-(-T // LENGTHS) * LENGTHS, self.T)
+            T = min(-(-T // LENGTHS) * LENGTHS, self.T)
             tokens, sound = self.graphs(self._compute, B, T)
         else:
-            level = len(live) == B and min(used) == max(used)
-            tokens, sound = self._compute(B, T, level)
+            tokens, sound = self._compute(B, T)
         tokens = torch.cat([tokens, sound[None].long()]).tolist()  # one wait for both
         if not tokens.pop():
             raise UserError("the model's logits are not finite: its weights are damaged")
         return tokens
 
-    def _compute(self, B: int, T: int, level: bool = False) -> tuple[Tensor, Tensor]:
+    def _compute(self, B: int, T: int) -> tuple[Tensor, Tensor]:
         """A step of the first B slots, of whose caches T positions are read. Returns the tokens
         drawn (B,), and whether all logits were finite.
         """
         tokens, lengths, seen = self.tokens[:B], self.lengths[:B], self.seen[:B]
-        hidden = self.model(tokens, lengths, self.cache.step(lengths, T, level))
+        hidden = self.model(tokens, lengths, self.cache.step(lengths, T))
         logits = self.model.head(hidden)
         uniform = self.uniform[:B]
         if self.sampling.temperature:

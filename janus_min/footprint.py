@@ -35,10 +35,11 @@ def footprint(
     with torch.device("meta"):
         weights = sum(p.numel() for p in Policy(config, "torch").parameters()) * width
     cache = 2 * config.num_hidden_layers * slots * T * G * Dh * width
-    # A block's input, its queries, keys and values, and then: what they are turned by, or, when
-    # they are turned, the sum, and the halves of the MLP, one activated, and their product.
+    # A block's input, its queries, keys and values, and then: the same with their halves swapped
+    # and what both are turned into, or, when they are turned, the sum, and the halves of the MLP,
+    # one activated, and their product.
     qkv, qk = (H + 2 * G) * Dh, (H + G) * Dh
-    turning = (D + qkv) * width + qk * (2 * wide + width)
+    turning = (D + 2 * qkv) * width + 2 * qk * wide
     mlp = (2 * D + qkv + qk + 4 * F) * width
     prompts = row_tokens * (max(turning, mlp) + 2 * Dh * 4 + ROW_BYTES)
     step = slots * V * (width + (GREEDY_BYTES if greedy else DRAW_BYTES))

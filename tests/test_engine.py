@@ -111,12 +111,20 @@ def test_the_decoder_is_the_policy():
         for prompt in prompts:
             ids, place = torch.tensor(prompt), torch.arange(len(prompt))
             key_end = torch.full_like(place, len(prompt))
-            attend = engine.cache.prefill([0], [len(prompt)], key_end, "torch")
+            attend, store = engine.cache.prefill([0], [len(prompt)], key_end, "torch")
             with torch.no_grad():
                 hidden = policy.model(ids, place, key_end)
                 wanted, found = policy.lm_head(hidden), engine.model(ids, place, attend)
                 found = engine.model.head(found)
             torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+            # A prompt is computed for its keys and values alone, which are the same.
+            cached = [x[:, 0, :, : len(prompt)] for x in (engine.cache.keys, engine.cache.values)]
+            whole = [each.clone() for each in cached]
+            for each in cached:
+                each.zero_()
+            with torch.no_grad():
+                engine.model.remember(ids, place, attend, store)
+            assert all(torch.equal(*pair) for pair in zip(cached, whole))
 
 
 def test_a_decoder_that_takes_the_weights_leaves_none_behind():
@@ -209,10 +217,13 @@ def tokens_computed(engine):
         def __getattr__(self, name):
             return getattr(model, name)
 
-        def __call__(self, tokens, positions, attend):
-            called = "prefill" in attend.__qualname__
-            (prompts if called else steps).append(len(tokens))
-            return model(tokens, positions, attend)
+        def __call__(self, tokens, *rest):
+            steps.append(len(tokens))
+            return model(tokens, *rest)
+
+        def remember(self, tokens, *rest):
+            prompts.append(len(tokens))
+            model.remember(tokens, *rest)
 
     engine.model = Watched()
     with torch.inference_mode():
@@ -249,6 +260,18 @@ def test_a_step_computes_no_more_slots_than_are_in_use():
     engine = Engine(policy, requests, Sampling(max_tokens=30), slots=8)
     _, steps = tokens_computed(engine)
     assert sum(steps) == sum(engine.count) and steps[0] == 8 and steps[-1] == 1
+
+
+def test_many_slots_are_computed_in_few_different_numbers(monkeypatch):
+    """Above FEW, the next multiple of 8, and the slots that nobody uses change nothing."""
+    policy = with_eos(tiny_policy(dtype=torch.float64))
+    requests = [Request(prompt, seed=i) for i, prompt in enumerate(random_prompts(30))]
+    sampling = Sampling(max_tokens=30)
+    alone = generate(policy, requests, sampling, slots=1)
+    monkeypatch.setattr(engine_module, "FEW", 9)
+    _, steps = tokens_computed(Engine(policy, requests, sampling, slots=30))
+    assert {16, 24, 30} <= set(steps) <= {*range(10), 16, 24, 30}
+    assert generate(policy, requests, sampling, slots=30) == alone
 
 
 def test_prompts_are_computed_in_rows_of_limited_length(monkeypatch):

@@ -6,7 +6,7 @@ import torch
 from janus_min import decoder
 from janus_min import footprint as module
 from janus_min.allocations import Tracker
-from janus_min.decoder import Decoder
+from janus_min.decoder import Decoder, Norm
 from janus_min.engine import ROW_TOKENS, Engine, generate
 from janus_min.footprint import footprint, said
 from janus_min.recipes import MISTRAL_7B
@@ -47,7 +47,10 @@ def test_what_is_said_is_what_a_run_allocates(plain, shape, dtype, temperature, 
         policy = tiny_policy(dtype=dtype, **SHAPES[shape])
         model = Decoder(policy, take=True)
         del policy
-    weights = sum(tracker.now.values()) - model.cos.nbytes - model.sin.nbytes
+    # Numbers that are no weights: a table of angles, and one for each norm.
+    norms = [model.norm, *(norm for block in model.blocks for norm in block.norms)]
+    others = [norm.floor for norm in norms if isinstance(norm, Norm)] + [model.cos, model.sin]
+    weights = sum(tracker.now.values()) - sum(other.nbytes for other in others)
     requests = requests_of(slots + 2, LENGTHS[shape], model.config.vocab_size)
     sampling = Sampling(temperature, max_tokens=8)
     used, T = size(requests, limits(model.config, requests, sampling), slots)
