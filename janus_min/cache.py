@@ -86,7 +86,8 @@ class Cache:
             unseen |= lengths.clamp(max=T - 1)[:, None] - key >= self.window
         # Added to the scores of all layers: 0 where a key is seen, else −∞.
         mask = torch.zeros(B, T, dtype=self.keys.dtype, device=lengths.device)
-        mask = mask.masked_fill_(unseen, -math.inf).repeat_interleave(G, 0)[:, None]
+        mask.masked_fill_(unseen, -math.inf)
+        mask = mask[:, None].expand(B, G, T).reshape(B * G, 1, T)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._store(places, layer, k, v)
@@ -94,7 +95,7 @@ class Cache:
             # The query heads of a group stand as rows of one matrix: keys and values are not
             # copied.
             rows = q.reshape(B * G, -1, q.shape[-1])
-            return look_up(rows, keys, values, mask).view(q.shape)
+            return look_up(rows, keys, values, mask).reshape(q.shape)
 
         return attend
 

@@ -75,8 +75,8 @@ def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
 
 
 class PackedGate:
-    """x ↦ silu(x·Gᵀ) · x·Uᵀ, multiplied within the second product. oneDNN can activate within the
-    first one, too, but takes longer for it than a pass over (N, F) numbers does.
+    """x ↦ silu(x·Gᵀ) · x·Uᵀ, multiplied within the second product. oneDNN could activate within the
+    first one, too, but with AVX2 this takes it longer than a pass over (N, F) numbers.
     """
 
     def __init__(self, mlp: MLP):
