@@ -50,8 +50,8 @@ class Cache:
         self, slots: list[int], lengths: list[int], key_end: Tensor | Tiles, impl: str
     ) -> tuple[Attend, Store]:
         """What attends while prompts are computed: as in training, in one packed row of documents
-        of these lengths; their keys and values go to the beginning of these slots. And what only
-        puts them there.
+        of these lengths; their keys and values go to the beginning of these slots. With it comes
+        what only puts them there, for the last layer, whose output nobody reads.
         """
         own = [torch.arange(n, device=self.keys.device) for n in lengths]
         places = torch.cat([self.first_places[slot] + each for slot, each in zip(slots, own)])
@@ -92,8 +92,8 @@ class Cache:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._store(places, layer, k, v)
             keys, values = (store[: B * G, :T] for store in self.layers[layer])
-            # The query heads of a group stand as rows of one matrix: keys and values are not
-            # copied.
+            # The query heads of a group stand as rows of one matrix, (B·G, H/G, Dh): keys and
+            # values are not copied.
             rows = q.reshape(B * G, -1, q.shape[-1])
             return look_up(rows, keys, values, mask).reshape(q.shape)
 
@@ -101,7 +101,9 @@ class Cache:
 
 
 def look_up(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of q (N, R, Dh) over keys and values (N, T, Dh), mask (N, 1, T) added to scores."""
+    """softmax(q·Kᵀ/√Dh + mask)·V for each of B·G heads of keys: q (B·G, H/G, Dh), keys and values
+    (B·G, T, Dh), mask (B·G, 1, T). Returns (B·G, H/G, Dh).
+    """
     if q.dtype in (torch.float32, torch.float64) and not q.is_cuda:
         # For so few rows the definition is faster on a CPU than its fused form.
         scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)

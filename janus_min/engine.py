@@ -210,8 +210,8 @@ class Engine:
             if impl == "triton":
                 key_end = tile_tables(key_end, self.model.dtype)
             slots, lengths = [slot for _, slot in row], [len(ids) for ids, _ in row]
-            ways = self.cache.prefill(slots, lengths, key_end, impl)
-            self.model.remember(laid.inputs, laid.positions, *ways)
+            attend, store = self.cache.prefill(slots, lengths, key_end, impl)
+            self.model.remember(laid.inputs, laid.positions, attend, store)
 
     def _begin(self, index: int, slot: int) -> None:
         """A request's own state; its prompt is in the cache."""

@@ -15,7 +15,7 @@ WARM_UP = 2  # runs before recording, in which libraries allocate and choose
 
 
 def bucket(count: int, most: int) -> int:
-    """The number of slots that a graph has for `count` of them: 1, 2, 4, 8, then multiples of 8."""
+    """How many slots a step computes for `count` of them: 1, 2, 4, 8, then multiples of 8."""
     rounded = 1 << (count - 1).bit_length() if count <= 8 else -(-count // 8) * 8
     return min(rounded, most)
 
