@@ -194,7 +194,7 @@ def test_replies_without_a_preference_are_left_out_and_counted(tmp_path):
     assert failed["id"] == "3" and failed["reply"]["logprobs"]
     assert failed["reason"].startswith("after 1 attempts: neither 'm' nor 'M' is likely")
     records = json.loads((tmp_path / "out" / "annotations.json").read_text())
-    assert [record["preference"] is None for record in records].index(True) == 3
+    assert [n for n, record in enumerate(records) if record["preference"] is None] == [3]
     recorded = alpaca_eval.rescore(Options(annotations=tmp_path / "out" / "annotations.json"))
     assert recorded["counts"]["failed"] == 1 and recorded["win_rate"] == result["win_rate"]
 
@@ -303,7 +303,7 @@ def test_files_for_length_control_are_read_before_anybody_is_asked(evaluated, tm
             (("--weights", "no.csv", "--difficulty", "d.csv"), "no.csv"),
             (("--weights", "weights.csv", "--difficulty", "d.csv", "--name", "new"),
              "weights.csv has no weights of 'new'"),
-            (("--df-gamed", "weights.csv"), "weights.csv"),
+            (("--df-gamed", "weights.csv", "--difficulty", "d.csv"), "column 'preference'"),
         ):  # fmt: skip
             assert line in evaluated.fails(*flags(server.url, *more))
             assert line in evaluated.fails(*flags(server.url, *more, "--dry-run"))
@@ -367,7 +367,9 @@ def write_annotations(folder, records):
 
 
 def test_recorded_judgments_with_texts_for_numbers_failed_ones_and_one_twice(tmp_path):
-    """y of 2, 1.5, "1.25": 1, 0.5, 0.25; the second judgment of thing 0 does not count."""
+    """Preferences 2, 0 (a draw in older files) and "1.25" are y of 1, 0.5 and 0.25; the second
+    judgment of thing 0 does not count.
+    """
     records = [annotation(0, 2), annotation(1, 0), annotation(2, "1.25"), annotation(3, None)]
     records += [annotation(0, 1), annotation(4, 2.5)]
     result = alpaca_eval.rescore(Options(annotations=write_annotations(tmp_path, records)))
@@ -379,11 +381,10 @@ def test_recorded_judgments_with_texts_for_numbers_failed_ones_and_one_twice(tmp
     assert result["length"] == 12  # of all five
 
 
-def test_length_is_counted_in_characters_as_people_see_code_points(tmp_path):
-    records = [annotation(0, output_2="日本🙂"), annotation(1, output_2="e\u0301")]
-    assert alpaca_eval.rescore(Options(annotations=write_annotations(tmp_path, records)))[
-        "length"
-    ] == 2  # fmt: skip
+def test_length_is_counted_in_code_points(tmp_path):
+    """Not in what people see as one character, nor in UTF-16 units or bytes."""
+    path = write_annotations(tmp_path, [annotation(0, output_2="日本🙂e\u0301")])
+    assert alpaca_eval.rescore(Options(annotations=path))["length"] == 5
 
 
 def test_a_name_picks_one_of_several_models_or_renames_the_only_one(tmp_path):

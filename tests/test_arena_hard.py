@@ -496,7 +496,7 @@ def test_faults_change_nothing_in_the_result(tmp_path, rough):
 
 
 def hesitant(body: dict, seen: object) -> str:
-    """A judge that needs a second message for every third game."""
+    """A judge that needs a second message where the prompt's length is a multiple of 3."""
     user = body["messages"][1]["content"]
     slow = len(user) % 3 == 0 and len(body["messages"]) == 2
     return "Let me think." if slow else longer(body, seen)
@@ -526,10 +526,11 @@ def test_killed_again_and_again_under_faults_it_ends_with_the_same_files(tmp_pat
 
 
 def test_killed_between_any_two_changes_of_files(tmp_path):
-    write_duels(tmp_path, ("aaaaa", "b"))
+    write_duels(tmp_path, ("aaaaaaa", "b"))  # of a length for which the judge hesitates
     out = tmp_path / "out"
     with ChatServer(hesitant) as server:
         judged(tmp_path, server, workers=1)
+        assert len(server.requests) == 4
         whole = contents(out)
         shutil.rmtree(out)
         point = 0

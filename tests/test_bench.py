@@ -257,19 +257,19 @@ LAST = "--allow-missing evaluates the others"
 @pytest.mark.parametrize(
     ("responses", "allow_missing", "message"),
     [
-        ({"0": "R"}, False, f"no response to 2 of 3 items: '1', '2'; {LAST}"),
-        ({"0": "R", "x": "S"}, True, "responses to 1 items that the bench does not have: 'x'; its "
-         "ids are '0', '1', '2'"),
-        ({str(n): "R" for n in range(9)}, True, "responses to 6 items that the bench does not have:"
-         " '3', '4', '5', …; its ids are '0', '1', '2'"),
-        ({}, True, "has no response"),
+        ({"0": "R"}, False, f": no response to 2 of 3 items: '1', '2'; {LAST}"),
+        ({"0": "R", "x": "S"}, True, ": responses to 1 items that the bench does not have: 'x'; "
+         "its ids are '0', '1', '2'"),
+        ({str(n): "R" for n in range(9)}, True, ": responses to 6 items that the bench does not "
+         "have: '3', '4', '5', …; its ids are '0', '1', '2'"),
+        ({}, True, " has no response"),
     ],
 )  # fmt: skip
 def test_responses_that_do_not_fit_the_bench(tmp_path, responses, allow_missing, message):
     path = write(tmp_path, "r.json", responses)
     with pytest.raises(UserError) as error:
         answered(ITEMS, path, allow_missing)
-    assert str(error.value).removeprefix(str(path)).lstrip(": ") == message
+    assert str(error.value) == f"{path}{message}"
 
 
 @pytest.mark.parametrize("allow_missing", [False, True])

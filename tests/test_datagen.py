@@ -250,7 +250,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_files(tmp_path, teach
     def kept() -> set[str]:
         """Questions whose answers are in the journal, as far as whole lines go."""
         text = (tmp_path / "killed" / "calls.jsonl").read_bytes()
-        return {line[9:41].decode() for line in text.split(b"\n")[:-1]}
+        return {json.loads(line)["key"] for line in text.split(b"\n")[:-1]}
 
     with ChatServer(slow) as server:
         run(tmp_path / "whole", None)
@@ -264,6 +264,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_files(tmp_path, teach
             again = {Request(request.body).key() for request in server.requests[seen:]}
             assert not again & done
             done = kept()
+        assert done and done <= {Request(request.body).key() for request in server.requests}
         seen = len(server.requests)
         run(tmp_path / "killed", None)
         assert not {Request(request.body).key() for request in server.requests[seen:]} & done
