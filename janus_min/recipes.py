@@ -174,9 +174,8 @@ MINI_PAIRS = dict(row_tokens=2048, max_tokens=None, miniature="pairs", optimizer
 
 RECIPES = {
     "mini-sft": MINI_SFT,
-    # One response to each instruction, and shorter: more epochs, for three quarters of the steps.
-    # With as many steps it says less that is true under system messages other than its own.
-    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=6),
+    # One response to each instruction, and shorter: more epochs for as many steps.
+    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=8),
     "mini-sft-small": MINI_SMALL,
     # Two of the three system messages per instruction, for about as many steps.
     "mini-sft-two": replace(MINI_SFT, miniature="two", epochs=5),
