@@ -28,10 +28,11 @@ from janus_min.sampling import Completion, Request, Sampling, limits, sample, si
 from janus_min.tokenizer import EOS
 from kernels.attention import tile_tables
 
-ROW_TOKENS = 4096  # of prompts that are computed together
+ROW_TOKENS = 1024  # of prompts that are computed together
 # Slots up to which a CPU computes those in use and no other one. With more, a step takes little
 # longer for a few more, and oneDNN prepares products anew for each number of rows.
 FEW = 16
+SPAN = 32  # slots of which a CPU reads equally many positions: as many as one of them has
 
 
 class Event(NamedTuple):
@@ -245,25 +246,31 @@ class Engine:
     def _step(self) -> list[int]:
         """One more token for every slot up to the last one that is in use."""
         live = [slot for slot, owner in enumerate(self.owner) if owner is not None]
-        B, T = live[-1] + 1, max(self.used[slot] for slot in live) + 1
+        B = live[-1] + 1
         if self.graphs or B > FEW:
             B = bucket(B, self.slots)
+        reads = [1] * B  # positions, of each slot
+        for slot in live:
+            reads[slot] = self.used[slot] + 1
         if self.graphs:
-            T = min(-(-T // LENGTHS) * LENGTHS, self.T)
-            tokens, sound = self.graphs(self._compute, B, T)
+            T = min(-(-max(reads) // LENGTHS) * LENGTHS, self.T)
+            tokens, sound = self.graphs(lambda B, T: self._compute([(0, B, T)]), B, T)
         else:
-            tokens, sound = self._compute(B, T)
+            ends = [*range(SPAN, B, SPAN), B]
+            spans = [(first, end, max(reads[first:end])) for first, end in zip([0, *ends], ends)]
+            tokens, sound = self._compute(spans)
         tokens = torch.cat([tokens, sound[None].long()]).tolist()  # one wait for both
         if not tokens.pop():
             raise UserError("the model's logits are not finite: its weights are damaged")
         return tokens
 
-    def _compute(self, B: int, T: int) -> tuple[Tensor, Tensor]:
-        """A step of the first B slots, of whose caches T positions are read. Returns the tokens
-        drawn (B,), and whether all logits were finite.
+    def _compute(self, spans: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+        """A step of the slots in these spans (first, end, T) from slot 0 to B, of whose caches T
+        positions are read. Returns the tokens drawn (B,), and whether all logits were finite.
         """
+        B = spans[-1][1]
         tokens, lengths, seen = self.tokens[:B], self.lengths[:B], self.seen[:B]
-        hidden = self.model(tokens, lengths, self.cache.step(lengths, T))
+        hidden = self.model(tokens, lengths, self.cache.step(lengths, spans))
         logits = self.model.head(hidden)
         uniform = self.uniform[:B]
         if self.sampling.temperature:

@@ -96,7 +96,8 @@ def test_decoding_step_by_step_equals_the_full_forward_pass(window):
             engine.used = engine.lengths.tolist()
             tokens, lengths = engine.tokens.clone(), engine.lengths.clone()
             assert lengths[slot] == place
-            attend = engine.cache.step(lengths, T=int(lengths.max()) + 1)
+            spans = [(0, 1, engine.used[0] + 1), (1, 2, engine.used[1] + 1)]
+            attend = engine.cache.step(lengths, spans)
             logits = engine.model.head(engine.model(tokens, lengths, attend))[slot]
             torch.testing.assert_close(logits, wanted[place], rtol=0, atol=1e-10)
             engine._step()
@@ -272,6 +273,36 @@ def test_many_slots_are_computed_in_few_different_numbers(monkeypatch):
     _, steps = tokens_computed(Engine(policy, requests, sampling, slots=30))
     assert {16, 24, 30} <= set(steps) <= {*range(10), 16, 24, 30}
     assert generate(policy, requests, sampling, slots=30) == alone
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_no_more_positions_are_read_than_one_of_a_few_slots_has(window, monkeypatch):
+    policy = with_eos(tiny_policy(dtype=torch.float64, sliding_window=window))
+    requests = [Request(prompt, seed=i) for i, prompt in enumerate(random_prompts(30))]
+    sampling = Sampling(max_tokens=30)
+    alone = generate(policy, requests, sampling, slots=1)
+    monkeypatch.setattr(engine_module, "SPAN", 2)
+    monkeypatch.setattr(engine_module, "FEW", 5)  # slots that nobody uses are in spans, too
+    engine = Engine(policy, requests, sampling, slots=11)
+    step, unused = engine.cache.step, []
+
+    def watched(lengths, spans):
+        assert [first for first, _, _ in spans] == list(range(0, len(lengths), 2))
+        assert [end for _, end, _ in spans][:-1] == list(range(2, len(lengths), 2))
+        assert spans[-1][1] == len(lengths)
+        for first, end, T in spans:
+            live = [slot for slot in range(first, end) if engine.owner[slot] is not None]
+            unused.append(not live)
+            assert T == max([int(lengths[slot]) + 1 for slot in live], default=1)
+        return step(lengths, spans)
+
+    engine.cache.step = watched
+    found = [[] for _ in requests]
+    with torch.inference_mode():
+        for index, token, _ in engine.run():
+            found[index].append(token)
+    assert any(unused) and not all(unused)
+    assert [[t for t in ids if t != 2] for ids in found] == [c.ids for c in alone]
 
 
 def test_prompts_are_computed_in_rows_of_limited_length(monkeypatch):
@@ -461,7 +492,7 @@ def test_recording_is_no_step(monkeypatch):
         """Computes again where a GPU would replay."""
 
         def replay(self):
-            for place, found in zip(self.found, Engine._compute(engine, *self.size)):
+            for place, found in zip(self.found, Engine._compute(engine, [(0, *self.size)])):
                 place.copy_(found)
 
         def pool(self):
@@ -477,8 +508,9 @@ def test_recording_is_no_step(monkeypatch):
         graph.size, graph.found = latest
         recorded.append(graph.size)
 
-    def compute(B, T):
-        latest[:] = [(B, T), Engine._compute(engine, B, T)]
+    def compute(spans):
+        [(_, B, T)] = spans
+        latest[:] = [(B, T), Engine._compute(engine, spans)]
         return latest[1]
 
     engine._compute = compute

@@ -118,7 +118,7 @@ def check_masks(window: int | None) -> None:
         for _ in range(60):
             for slot, index in enumerate(engine.owner):
                 engine.tokens[slot] = texts[index][engine.used[slot]]
-            attend = engine.cache.step(engine.lengths, 256)
+            attend = engine.cache.step(engine.lengths, [(0, len(engine.lengths), 256)])
             logits = engine.model.head(engine.model(engine.tokens, engine.lengths, attend))
             for slot, index in enumerate(engine.owner):
                 errors.append((logits[slot] - truths[index][engine.used[slot]]).abs().mean().item())
