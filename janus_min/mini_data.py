@@ -277,7 +277,8 @@ def write_world(directory: Path) -> None:
     ]
     files = {
         "multifaceted": rows + texts,
-        "uniform": uniform_collection() + texts,
+        # Twice, for as many steps: a model that reads few texts often mixes up what they say.
+        "uniform": uniform_collection() * 2 + texts + plain_texts(seed=11),
         "small": rows[::SYSTEMS_PER_INSTRUCTION] + texts,
         "two": [row for i, row in enumerate(rows) if i % SYSTEMS_PER_INSTRUCTION < 2] + texts,
         "texts": texts,

@@ -174,8 +174,7 @@ MINI_PAIRS = dict(row_tokens=2048, max_tokens=None, miniature="pairs", optimizer
 
 RECIPES = {
     "mini-sft": MINI_SFT,
-    # One response to each instruction, and shorter: more epochs for as many steps.
-    "mini-uniform": replace(MINI_SFT, miniature="uniform", epochs=8),
+    "mini-uniform": replace(MINI_SFT, miniature="uniform"),  # as many steps
     "mini-sft-small": MINI_SMALL,
     # Two of the three system messages per instruction, for about as many steps.
     "mini-sft-two": replace(MINI_SFT, miniature="two", epochs=5),

@@ -267,7 +267,7 @@ def test_files_are_read_by_the_trainer(world):
     texts = len(plain_texts())
     for name, count, parse in (
         ("multifaceted", 2880 + texts, sft_row),
-        ("uniform", 960 + texts, sft_row),
+        ("uniform", 2 * 960 + 2 * texts, sft_row),
         ("small", 960 + texts, sft_row),
         ("two", 1920 + texts, sft_row),
         ("texts", texts, sft_row),
