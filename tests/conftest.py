@@ -20,6 +20,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are imported, below
 
+import evaluate
 import train
 from janus_min import client
 from janus_min.checkpoint import save_model
@@ -187,6 +188,14 @@ def program(monkeypatch, capsys, tmp_path) -> Program:
     """train.py in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     return Program(train.main, monkeypatch, capsys)
+
+
+@pytest.fixture
+def evaluated(monkeypatch, capsys, tmp_path) -> Program:
+    """evaluate.py in a folder of its own, without a key."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    return Program(evaluate.main, monkeypatch, capsys)
 
 
 @pytest.fixture

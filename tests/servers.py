@@ -22,6 +22,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
 
+KEY = "sk-SECRET-0123456789"  # what no file, screen or error may show
 DRIP_SECONDS = 0.2  # between two bytes
 ENDLESS = 100 * 1024 * 1024  # bytes of an endless body
 IN_A_ROW = 3  # faults of the same request

@@ -8,7 +8,6 @@ from dataclasses import fields
 
 import pytest
 
-import evaluate
 from janus_min import alpaca_eval, judgments
 from janus_min import client as client_module
 from janus_min.alpaca_eval import Options, Sampling
@@ -17,7 +16,6 @@ from janus_min.errors import UserError
 from janus_min.formats import read_jsonl
 from janus_min.judging import Work
 from janus_min.win_rates import is_switched
-from tests.programs import Program
 from tests.servers import ChatServer, Reply, chat, question
 from tests.test_judging import LIVES, NOBODY, Lives, between, bodies, silent
 
@@ -33,14 +31,13 @@ You choose.
 # A judge, and files to be judged
 
 
-def write_outputs(path, generator, texts, **more):
+def write_outputs(path, generator, texts):
     """Outputs in upstream's format: a text for each instruction."""
     records = [
-        {"instruction": key, "output": text, "generator": generator, "dataset": "made up"} | more
+        {"instruction": key, "output": text, "generator": generator, "dataset": "made up"}
         for key, text in texts.items()
     ]
     path.write_text(json.dumps(records))
-    return path
 
 
 def instructions(count):
@@ -95,14 +92,6 @@ def work_of(folder, url, **changes):
 
 def judged(folder, server, **changes):
     return alpaca_eval.evaluate(work_of(folder, server.url, **changes), silent)
-
-
-@pytest.fixture
-def evaluated(monkeypatch, capsys, tmp_path):
-    """evaluate.py in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return Program(evaluate.main, monkeypatch, capsys)
 
 
 # A judge that is asked
@@ -180,14 +169,16 @@ def test_upstreams_prompt_file_is_filled_letter_by_letter(tmp_path):
     assert result["wins"] + result["losses"] == 4
 
 
+def undecided_on_3(body, seen=None):
+    """The judge, of whose replies the one about thing 3 has no preference."""
+    thing = between(question(body), "instruction")
+    return reply("The", The=-0.1) if thing.endswith(" 3?") else preferring(body)
+
+
 def test_replies_without_a_preference_are_left_out_and_counted(tmp_path):
     write_case(tmp_path, 12)
 
-    def answer(body, seen):
-        thing = between(question(body), "instruction")
-        return reply("The", The=-0.1) if thing.endswith(" 3?") else preferring(body)
-
-    with ChatServer(answer) as server:
+    with ChatServer(undecided_on_3) as server:
         result = judged(tmp_path, server)
     assert (result["counts"]["ok"], result["counts"]["failed"]) == (11, 1)
     [failed] = [r for _, r in read_jsonl(tmp_path / "out" / "judgments.failed.jsonl")]
@@ -229,12 +220,6 @@ def controls(folder, count=12):
     return d
 
 
-def fails_once(body, seen=None):
-    """The judge, of whose replies the one about thing 3 has no preference."""
-    thing = between(question(body), "instruction")
-    return reply("The", The=-0.1) if thing.endswith(" 3?") else preferring(body)
-
-
 WEIGHTS, GAMED = ("weights", "difficulty"), ("df_gamed",)
 
 
@@ -244,7 +229,7 @@ def test_published_weights_through_all_of_it(tmp_path):
     d = controls(tmp_path)
     wanted = 100 * sum(1 / (1 + math.exp(-0.5 - 2 * value)) for value in d) / 12
     files = {"weights": tmp_path / "weights.csv", "difficulty": tmp_path / "d.csv"}
-    with ChatServer(fails_once) as server:
+    with ChatServer(undecided_on_3) as server:
         result = judged(tmp_path, server, **files)
     assert result["length_controlled"] == pytest.approx(wanted, rel=1e-12)
     assert result["length_control"] == "published weights" and result["counts"]["failed"] == 1
@@ -256,7 +241,7 @@ def test_a_run_its_folder_and_its_file_have_one_length_controlled_win_rate(tmp_p
     controls(tmp_path)
     paths = {"weights": "weights.csv", "difficulty": "d.csv", "df_gamed": "gamed.csv"}
     files = {name: tmp_path / paths[name] for name in names}
-    with ChatServer(fails_once) as server:
+    with ChatServer(undecided_on_3) as server:
         result = judged(tmp_path, server, **files)
     assert result["length_controlled"] is not None
     assert alpaca_eval.rescore(Options(rescore=(tmp_path / "out",))) == result

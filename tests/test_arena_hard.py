@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from janus_min import client as client_module
 from janus_min.arena_files import read_recorded
@@ -209,9 +210,8 @@ def test_the_score_is_the_win_rate_of_the_fitted_model():
 
 
 def test_the_score_is_that_of_scikit_learn():
-    linear_model = pytest.importorskip("sklearn.linear_model")
     features, labels, names = upstream_rows(battles(**MIXED))
-    fit = linear_model.LogisticRegression(fit_intercept=False, C=np.inf, tol=1e-8, max_iter=1000)
+    fit = LogisticRegression(fit_intercept=False, C=np.inf, tol=1e-8, max_iter=1000)
     fit.fit(features, labels)
     found = scores(battles(**MIXED), 1, 0)
     for place, name in enumerate(names[1:], start=1):

@@ -22,17 +22,15 @@ from janus_min.mini_data import collection
 from janus_min.pipeline import Sampling
 from janus_min.sources import Filters
 from janus_min.teacher import Teacher, world_hierarchy
+from tests.servers import KEY, chat
 
-KEY = "sk-SECRET-0123456789"
 EXPIRED = "This request could not be executed before the completion window expired."
 
 
 def completion(messages: list[dict], text: str) -> dict:
     """A chat completion; tokens are counted as words."""
     read = sum(len(message["content"].split()) for message in messages)
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": read, "completion_tokens": len(text.split())}
-    return {"choices": [choice | {"finish_reason": "stop"}], "usage": usage}
+    return chat(text, usage=(read, len(text.split())))
 
 
 class BatchServer:

@@ -223,7 +223,7 @@ def test_a_row_of_many_branches_by_hand():
 
 
 def test_the_second_of_two_wins_by_its_reward(monkeypatch):
-    """J01: all rewards are returned, and the choice is a number."""
+    """All rewards are returned, and the choice is a number."""
     model = reward_model()
     model.mean, model.std = 0.0, 1.0
     monkeypatch.setattr(model, "forward", lambda row: torch.tensor([1.0, 2.0]))
@@ -241,7 +241,7 @@ def test_of_equal_rewards_the_first_wins():
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_reward_that_is_no_number_is_an_error(number, place):
-    """G10: a comparison with NaN is always false, so that it would win or lose by its place."""
+    """A comparison with NaN is always false, so that it would win or lose by its place."""
     rewards = [1.0, None, 2.0]
     rewards[place] = number
     with pytest.raises(UserError, match=rf"the reward of candidate {place} is (nan|-?inf): the re"):

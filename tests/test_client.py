@@ -31,6 +31,7 @@ from tests.programs import environment
 from tests.servers import (
     FAULTS,
     HTML,
+    KEY,
     ChatServer,
     Reply,
     chat,
@@ -40,7 +41,6 @@ from tests.servers import (
     too_many,
 )
 
-KEY = "sk-SECRET-0123456789"
 QUICK = 0.02  # how much shorter than real the waits before another try are
 
 
@@ -122,7 +122,6 @@ def numbers_of(server):
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503])
 def test_what_may_pass_is_tried_again(run, quick, status):
-    """H01"""
     bad = [Reply(status, error("later"), (("Retry-After", "0"),))] * 3
     with ChatServer(script=bad) as server:
         client = run(server, 2, workers=1)
@@ -132,7 +131,7 @@ def test_what_may_pass_is_tried_again(run, quick, status):
 
 @pytest.mark.parametrize(("worked", "tries"), [(False, 4), (True, 8)])
 def test_tries_are_bounded(run, quick, worked, tries):
-    """H01: fewer if nothing has worked so far."""
+    """Fewer if nothing has worked so far."""
     bad = request_of(1)
 
     def script(seen):
@@ -153,7 +152,7 @@ def test_tries_are_bounded(run, quick, worked, tries):
 @pytest.mark.parametrize("status", [400, 413, 422])
 @pytest.mark.parametrize("first", [0, 3])
 def test_what_cannot_pass_ends_one_record(run, status, first):
-    """H01: and not the others, even if it is the first."""
+    """And not the others, even if it is the first."""
 
     def script(seen):
         return Reply(status, error("bad")) if f"n {first}" in str(seen.body) else None
@@ -184,7 +183,7 @@ FATAL = [
 
 @pytest.mark.parametrize(("reply", "said"), FATAL)
 def test_what_no_request_will_pass_ends_the_run(run, reply, said):
-    """H03: at once, all workers, with what the server says; answers are kept."""
+    """At once, all workers, with what the server says; answers are kept."""
     with ChatServer(script=[None, reply]) as server:
         line = run.fails(server, 50, workers=1)
     assert said in line and line.startswith(f"{server.url}: ")
@@ -192,7 +191,6 @@ def test_what_no_request_will_pass_ends_the_run(run, reply, said):
 
 
 def test_a_wrong_key_costs_one_call_per_worker(run):
-    """H03"""
 
     def script(seen):
         return Reply(401, error("wrong key"), wait=0.05)
@@ -206,7 +204,7 @@ def test_a_wrong_key_costs_one_call_per_worker(run):
 
 
 def test_the_other_workers_hear_of_it_at_once(run):
-    """H03: although all goes well with them, and there is more to do."""
+    """Although all goes well with them, and there is more to do."""
 
     def script(seen):
         if seen is server.requests[0]:
@@ -287,7 +285,7 @@ def test_nothing_stays_reserved_for_requests_that_never_started(run):
 
 
 def test_requests_on_their_way_are_ended_with_the_run(run, monkeypatch):
-    """H22: after their deadline, no thread of it is left, whatever its server does."""
+    """After their deadline, no thread of it is left, whatever its server does."""
     wrong = Reply(401, error("wrong key"), wait=0.2)
     with ChatServer(script=[Reply(how="hang"), Reply(how="drip"), wrong]) as server:
         began = time.monotonic()
@@ -297,7 +295,7 @@ def test_requests_on_their_way_are_ended_with_the_run(run, monkeypatch):
 
 
 def test_workers_that_wait_for_work_do_not_hold_up_the_end(run):
-    """H22: the list of jobs may be slow."""
+    """The list of jobs may be slow."""
     with ChatServer(script=[Reply(401, error("wrong key"))]) as server:
         with Journal(run.path) as journal:
             client = Client(Connection(server.url, "TEST_KEY", workers=64), journal)
@@ -317,7 +315,7 @@ def test_workers_that_wait_for_work_do_not_hold_up_the_end(run):
 
 
 def test_nothing_is_lost_doubled_or_invented(run, quick, caplog, tmp_path):
-    """H05, H08, H20, H22: one request in five goes wrong, in all ways."""
+    """One request in five goes wrong, in all ways."""
     caplog.set_level(logging.WARNING)
     count = 2000
     with ChatServer(faults=0.2, seed=1) as server:
@@ -326,9 +324,8 @@ def test_nothing_is_lost_doubled_or_invented(run, quick, caplog, tmp_path):
         assert server.paid == count == client.successes and client.failures == {}
         failures = sum(server.failures.values())
         assert client.calls == len(server.requests) == count + failures
-        assert 350 < failures < 700 and {fault().kind() for fault in FAULTS.values()} <= {
-            *server.failures, "200"
-        }  # fmt: skip
+        assert 350 < failures < 700
+        assert {fault().kind() for fault in FAULTS.values()} <= server.failures.keys()
         assert max(Counter(numbers_of(server)).values()) <= 4
         paid_for_nothing = [line for line in run.lines() if not line["key"]]
         assert paid_for_nothing and all(line["tokens"] == [12, 5] for line in paid_for_nothing)
@@ -337,13 +334,12 @@ def test_nothing_is_lost_doubled_or_invented(run, quick, caplog, tmp_path):
         ]
         seen = len(server.requests)
         run(server, count, workers=32)
-        assert len(server.requests) == seen  # H07: all is there
+        assert len(server.requests) == seen  # all is there
     said = {record.getMessage()[:24] for record in caplog.records}
     assert said <= {"Failed to parse headers "}  # no word of a pool that is full
 
 
 def test_one_worker_and_many_leave_the_same(tmp_path, quick):
-    """H24"""
     kept = []
     for workers in (1, 8):
         folder = tmp_path / str(workers)
@@ -363,7 +359,7 @@ def test_one_worker_and_many_leave_the_same(tmp_path, quick):
 
 
 def test_only_what_is_the_same_in_all_is_not_asked_again(run):
-    """H07: a changed temperature is another request, and so is another sample."""
+    """A changed temperature is another request, and so is another sample."""
     first = request_of(0, temperature=0.5)
     others = [
         request_of(0, temperature=0.6),
@@ -382,7 +378,7 @@ def test_only_what_is_the_same_in_all_is_not_asked_again(run):
 
 
 def test_any_text_goes_there_and_back(run):
-    """H14, H25: braces, Hangul, emoji, half of an emoji."""
+    """Braces, Hangul, emoji, half of an emoji."""
     texts = ["{instruction} {0} %s", "비가 온다 🌧️", "half \ud83d of one", '"\\ \x00 \u2028']
     requests = [Request({"messages": [{"role": "user", "content": text}]}) for text in texts]
     with ChatServer() as server, Journal(run.path) as journal:
@@ -440,7 +436,7 @@ def first_start_after(folder, asked):
 
 
 def test_all_workers_wait_when_it_is_too_much(tmp_path, monkeypatch):
-    """H02, H21: as long as the server asks, up to a cap, which is 120 seconds if not in a test."""
+    """As long as the server asks, up to a cap, which is 120 seconds if not in a test."""
     monkeypatch.setattr("janus_min.limits.LONGEST_WAIT", 1.5)
     with ThreadPoolExecutor(len(PAUSES)) as pool:
         # Signals are for the main thread.
@@ -456,7 +452,7 @@ def test_all_workers_wait_when_it_is_too_much(tmp_path, monkeypatch):
 
 
 def test_many_refusals_in_a_row_are_waited_out_ever_longer(run, quick):
-    """H02: they are no tries, as they cost nothing; waits grow if the server names none."""
+    """They are no tries, as they cost nothing; waits grow if the server names none."""
     with ChatServer(script=[too_many()] * 6) as server:
         run(server, 1, workers=1)
     starts = [seen.time for seen in server.requests]
@@ -473,7 +469,7 @@ def test_patience_has_an_end(run, quick, monkeypatch):
 
 
 def test_starts_are_spread_over_time_and_stay_so_after_a_pause(run, monkeypatch):
-    """H21: 20 a second; those whose turn fell into a pause do not all start at its end."""
+    """20 a second; those whose turn fell into a pause do not all start at its end."""
     number = iter(range(10**6))
 
     def script(seen):
@@ -493,7 +489,7 @@ def test_starts_are_spread_over_time_and_stay_so_after_a_pause(run, monkeypatch)
 
 
 def test_the_budget_holds_and_a_later_run_goes_on(run, quick):
-    """H23: by the server's own count, over several runs, with failures that were paid for."""
+    """By the server's own count, over several runs, with failures that were paid for."""
     prices = dict(price_in=1000.0, price_out=20000.0)
 
     def spent(server):
@@ -552,7 +548,6 @@ def test_a_page_that_is_no_chat_server_ends_the_run(run, quick):
 
 
 def test_an_endless_answer_ends_one_record(run):
-    """H25"""
     with ChatServer(script=[Reply(how="endless")]) as server:
         client = run(server, 3, workers=1)
     assert list(client.failures.values()) == ["an answer of more than 32 MiB"]
@@ -568,7 +563,7 @@ class OwnError(Exception):
 
 @pytest.mark.parametrize("workers", [1, 32])
 def test_what_a_worker_raises_is_raised(run, workers):
-    """H22: it does not vanish, and nothing hangs."""
+    """It does not vanish, and nothing hangs."""
     with ChatServer() as server, Journal(run.path) as journal:
         client = Client(Connection(server.url, "TEST_KEY", workers=workers), journal)
 
@@ -583,7 +578,7 @@ def test_what_a_worker_raises_is_raised(run, workers):
 
 
 def test_what_the_list_of_jobs_raises_is_raised(run):
-    """H22: and no thread and no connection stays."""
+    """And no thread and no connection stays."""
     with ChatServer() as server, Journal(run.path) as journal:
         before = threading.active_count()
         client = Client(Connection(server.url, "TEST_KEY", workers=8), journal)
@@ -599,7 +594,7 @@ def test_what_the_list_of_jobs_raises_is_raised(run):
 
 
 def test_a_full_disk_ends_the_run(run, monkeypatch):
-    """H05: with what is whole in the file."""
+    """With what is whole in the file."""
     write, left = os.write, [2000]
 
     def no_space(descriptor, data):
@@ -666,7 +661,7 @@ LEAKS = {
 
 @pytest.mark.parametrize("path", LEAKS)
 def test_the_key_is_never_shown(run, quick, capfd, tmp_path, path):
-    """H16: on the screen, in files, in what is raised, with the whole chain of causes."""
+    """On the screen, in files, in what is raised, with the whole chain of causes."""
     with ChatServer(script=LEAKS[path]) as server:
         with pytest.raises(UserError) as caught:
             run(server, 30, deadline=0.3)
@@ -722,7 +717,7 @@ def wait_for(condition, seconds=20):
 
 
 def test_a_signal_ends_a_run_that_hangs(tmp_path):
-    """H22: within 5 seconds, with what a shell reports; the next run asks for what is missing."""
+    """Within 5 seconds, with what a shell reports; the next run asks for what is missing."""
     signals, hang = {signal.SIGINT: 130, signal.SIGTERM: 143}, [Reply(how="hang")] * 100
     runs, servers, processes = {}, {}, {}
     for number in signals:
@@ -753,7 +748,7 @@ def test_a_signal_ends_a_run_that_hangs(tmp_path):
 
 
 def test_who_is_killed_loses_nothing_and_pays_for_nothing_twice(run):
-    """H05, H06, H07: kill -9 at five moments; what was in the file is not asked for again."""
+    """Kill -9 at five moments; what was in the file is not asked for again."""
     chance, count, kept = random.Random(5), 300, {}
     with ChatServer(
         answer=lambda body, seen: time.sleep(0.005) or f"answer to {question(body)}"
@@ -779,7 +774,7 @@ def test_who_is_killed_loses_nothing_and_pays_for_nothing_twice(run):
 
 
 def test_programs_end_with_a_status_and_without_the_key(run, tmp_path):
-    """H16, H22: a wrong key, and an error nobody thought of; arguments of the process included."""
+    """A wrong key, and an error nobody thought of; arguments of the process included."""
 
     def script(seen):
         return Reply(401, echo(seen), wait=1.0)

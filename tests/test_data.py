@@ -34,7 +34,7 @@ def test_examples_are_prompt_and_response(load, mistral_tokenizer):
 
 
 def test_pairs_have_one_prompt_and_the_responses_of_sft(load):
-    """J10: the official DPO would have joined texts, and trained another first token than SFT."""
+    """The official DPO would have joined texts, and trained another first token than SFT."""
     [[pair], _], [[first], _], [[second], _] = (
         load(PAIR, parse=pair_row),
         load(GOOD),
@@ -62,7 +62,7 @@ def test_unusable_rows_are_dropped_and_counted(load):
 
 
 def test_unusable_pairs_are_dropped_and_counted(load):
-    """D09, D16: a side without a token would train nothing, equal sides ln 2 forever."""
+    """A side without a token would train nothing, equal sides ln 2 forever."""
     pairs = [
         PAIR,
         PAIR | {"rejected": "Water."},
@@ -93,12 +93,12 @@ def test_cutting_leaves_the_prompt_whole_and_takes_the_responses_end(load):
     assert pair.prompt.tolist() == whole.prompt.tolist()
     assert pair.responses[0].tolist() == whole.responses[0].tolist()  # short enough, EOS and all
     assert pair.responses[1].tolist() == whole.responses[1][:20].tolist()
-    assert 2 not in pair.responses[1]  # T05: what is cut off has not ended
+    assert 2 not in pair.responses[1]  # what is cut off has not ended
     [pair], _ = load(
         PAIR | {"rejected": "word " * 100}, parse=pair_row, max_tokens=room, cut=True, keep_eos=True
     )
     assert pair.responses[1][:-1].tolist() == whole.responses[1][:19].tolist()
-    assert pair.responses[1][-1] == 2  # R10: a reward needs an end to be read at
+    assert pair.responses[1][-1] == 2  # a reward needs an end to be read at
 
 
 def test_what_cutting_makes_equal_or_empty_is_dropped(load):
@@ -112,7 +112,7 @@ def test_what_cutting_makes_equal_or_empty_is_dropped(load):
 
 
 def test_a_response_is_cut_by_its_own_prompt_alone(load, tmp_path):
-    """O07: a prompt of 100 tokens leaves 924 of 1,024 to a response of 1,000, whatever the other
+    """A prompt of 100 tokens leaves 924 of 1,024 to a response of 1,000, whatever the other
     response; older TRLs left `max_length − longer response`, 24. Today's TRL does as we do."""
     prompt, long, short = "a " * 91 + "b", "word " * 999, "Water."
     row = {"prompt": prompt, "chosen": long, "rejected": short}
@@ -141,7 +141,7 @@ def test_a_response_is_cut_by_its_own_prompt_alone(load, tmp_path):
 
 
 def test_legacy_space_gives_the_official_reward_models_ids(load, mistral_tokenizer):
-    """J13: prompt, space, response, space, EOS, in one text."""
+    """Prompt, space, response, space, EOS, in one text."""
     official = "[INST] Be brief.\nWhat is rain? [/INST] " + "Water." + " "
     [joined] = mistral_tokenizer.encode([official])
     [pair], _ = load(PAIR, parse=reward_row, legacy_space=True)

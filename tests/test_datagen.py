@@ -29,10 +29,9 @@ from tests.conftest import tiny_policy
 from tests.kill import survives
 from tests.programs import ROOT, Program, environment
 from tests.runs import write_rows
-from tests.servers import FAULTS, ChatServer, Reply, error
+from tests.servers import FAULTS, KEY, ChatServer, Reply, error
 
 STAGES = ("instructions", "preferences", "systems", "responses")
-SECRET = "sk-SECRET-0123456789"
 
 
 @pytest.fixture(scope="module")
@@ -525,9 +524,9 @@ def test_a_folder_of_other_settings_is_refused_by_their_names(
 def test_a_wrong_model_and_an_exceeded_budget_stop_at_once(
     asked, instructions, tmp_path, teacher, monkeypatch
 ):
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     flags = flags_of(instructions, tmp_path / "o")
-    message = f"The model `nope` does not exist for {SECRET}"
+    message = f"The model `nope` does not exist for {KEY}"
 
     def script(seen: object) -> Reply | None:
         known = seen.body["model"] == "teacher"
@@ -546,7 +545,7 @@ def test_a_wrong_model_and_an_exceeded_budget_stop_at_once(
         asked(*flags, "--base-url", server.url)
         assert server.paid == 8 * 7
     for path in tmp_path.rglob("*"):
-        assert path.is_dir() or SECRET.encode() not in path.read_bytes()
+        assert path.is_dir() or KEY.encode() not in path.read_bytes()
 
 
 def test_what_is_no_chat_api_is_said_so(asked, instructions, tmp_path, monkeypatch):

@@ -16,9 +16,8 @@ import requests
 from janus_min.endpoint import LARGEST_BODY, Answer, Endpoint, NoAnswerError
 from janus_min.errors import UserError
 from janus_min.verdicts import judge_status
-from tests.servers import ENDLESS, ChatServer, Reply, chat, error
+from tests.servers import ENDLESS, KEY, ChatServer, Reply, chat, error
 
-KEY = "sk-SECRET-0123456789"
 CHAT = "/chat/completions"
 BODY = json.dumps({"messages": [{"role": "user", "content": "Rain?"}]}).encode()
 
@@ -64,7 +63,7 @@ def cut_twice(how, headers):
 
 
 def test_a_slow_answer_is_cut_at_the_deadline():
-    """H04: although bytes keep coming; the next request on the same line is answered."""
+    """Although bytes keep coming; the next request on the same line is answered."""
     endless = (("content-length", ""),)  # the end of the body is the end of the connection
     cases = [(how, h) for how in ("drip", "drip headers", "hang") for h in ((), endless)]
     with ThreadPoolExecutor(6) as pool:
@@ -137,7 +136,7 @@ def test_requests_on_their_way_can_be_ended():
 
 
 def test_deadlines_and_the_key_over_tls(tmp_path, monkeypatch):
-    """H04, H17, H19: as on the way to a real server, whose certificate is checked."""
+    """As on the way to a real server, whose certificate is checked."""
     openssl = shutil.which("openssl") or pytest.skip("needs openssl to make a certificate")
     names = ["-subj", "/CN=127.0.0.2", "-addext", "subjectAltName=IP:127.0.0.2"]
     files = ["-keyout", tmp_path / "key.pem", "-out", tmp_path / "cert.pem"]
@@ -190,7 +189,7 @@ def test_nobody_there():
 
 
 def test_an_endless_body_is_refused():
-    """H25: and never held in memory."""
+    """And never held in memory."""
     with ChatServer(script=[Reply(how="endless"), None]) as server:
         line = line_to(server.url)
         tracemalloc.start()
@@ -216,7 +215,7 @@ def test_the_body_of_a_redirect_is_bounded_too():
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status):
-    """H18: to another port; no key goes there, and no request."""
+    """To another port; no key goes there, and no request."""
     with ChatServer() as other:
         target = (("Location", f"{other.url}{CHAT}"),)
         with ChatServer(script=[Reply(status, b"moved", target), None]) as server:
@@ -238,7 +237,6 @@ def test_strange_redirects_are_answers_like_others(location):
 
 
 def test_the_key_is_in_the_header_and_nowhere_else():
-    """H16"""
     with ChatServer() as server:
         line = line_to(server.url)
         line.send(CHAT, 5, BODY)
@@ -262,7 +260,7 @@ def test_other_methods_and_forms(tmp_path):
 
 
 def test_netrc_does_not_replace_the_key(tmp_path, monkeypatch):
-    """H17: neither for this machine nor for others; and it is no key either."""
+    """Neither for this machine nor for others; and it is no key either."""
     netrc = tmp_path / ".netrc"
     netrc.write_text(
         "machine 127.0.0.1 login mallory password other\n"
@@ -285,7 +283,6 @@ def test_netrc_does_not_replace_the_key(tmp_path, monkeypatch):
 
 
 def test_what_a_server_says_is_one_short_line_without_the_key():
-    """H16"""
     endpoint = Endpoint("http://127.0.0.1:1/v1", "TEST_KEY")
     said = endpoint.redact(f" Wrong key\n\t{KEY}{KEY}!" + " more" * 1000)
     assert said.startswith("Wrong key [key][key]! more") and len(said) < 310 and "\n" not in said
@@ -306,7 +303,6 @@ def test_what_a_server_says_is_one_short_line_without_the_key():
     ],
 )
 def test_urls_that_may_be_used(url):
-    """H19"""
     endpoint = Endpoint(url, "TEST_KEY")
     assert endpoint.url == url.rstrip("/") and endpoint.local == ("example" not in url)
 
@@ -322,7 +318,6 @@ def test_urls_that_may_be_used(url):
     ],
 )
 def test_keys_do_not_travel_in_the_clear(url):
-    """H19"""
     with pytest.raises(UserError, match="readable by all; https is needed unless") as caught:
         Endpoint(url, "TEST_KEY")
     assert url in str(caught.value) and KEY not in str(caught.value)
@@ -354,14 +349,13 @@ def test_keys_do_not_travel_in_the_clear(url):
     ],
 )
 def test_urls_that_may_not_be_used(url):
-    """H19: said without the secrets in them."""
+    """Said without the secrets in them."""
     with pytest.raises(UserError, match=r"^--base-url is .*, must be like https://") as caught:
         Endpoint(url, "TEST_KEY")
     assert "PASSWORD" not in str(caught.value) and "user" not in str(caught.value)[:40]
 
 
 def test_a_missing_key_is_named(monkeypatch):
-    """H16"""
     monkeypatch.delenv("TEST_KEY")
     for nothing in (None, "", "  \n"):
         if nothing is not None:
@@ -382,7 +376,7 @@ def test_a_key_that_no_header_may_have(bad, monkeypatch):
 
 
 def test_an_error_with_the_key_in_it_is_told_without():
-    """H16: wherever in the body of an error the key is."""
+    """Wherever in the body of an error the key is."""
     endpoint = Endpoint("http://127.0.0.1:1/v1", "TEST_KEY")
     for spaces in range(0, 1200, 7):
         body = b"you sent " + b" " * spaces + KEY.encode()

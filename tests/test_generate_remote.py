@@ -8,7 +8,7 @@ import generate
 from janus_min.answers import read_answers, read_outputs
 from janus_min.bench import read_responses
 from tests.programs import Program
-from tests.servers import ChatServer, Reply, chat, error, question
+from tests.servers import KEY, ChatServer, Reply, chat, error, question
 
 PROMPTS = [
     {"id": "a", "system": "Be brief.", "prompt": "What is rain?"},
@@ -246,7 +246,7 @@ def test_a_file_of_another_run_is_not_written_over(program, server, tmp_path):
 
 
 def test_the_key_is_in_no_file(asked, server, tmp_path, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-SECRET-0123456789")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     asked(*FILES)
-    assert server.requests[0].headers["authorization"] == "Bearer sk-SECRET-0123456789"
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
     assert not any(b"SECRET" in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())

@@ -38,7 +38,7 @@ def texts(path):
 
 
 def test_what_is_added_is_found_now_and_later(path):
-    """H25: Hangul, emoji and what no encoding has."""
+    """Hangul, emoji and what no encoding has."""
     with Journal(path) as journal:
         for number, text in enumerate(TEXTS):
             journal.add(key(number), (10, number), reply={"text": text})
@@ -65,7 +65,7 @@ def test_of_two_lines_with_one_key_the_newer_counts(path):
 
 
 def test_a_torn_tail_is_taken_away(path):
-    """H06: the file is cut at each of its last 60 bytes, and the line is then written again."""
+    """The file is cut at each of its last 60 bytes, and the line is then written again."""
     whole = write(path)
     start = whole.rindex(b"\n", 0, -1) + 1
     assert len(whole) - start > 62
@@ -88,7 +88,7 @@ def test_a_torn_tail_is_taken_away(path):
     "garbage", [b"garbage\n", b"\n", b'{"key": "x"}\n', b'{"key": "", "tokens": [1, 2], "x\n']
 )
 def test_garbage_in_the_middle_is_an_error(path, garbage):
-    """H06: with the file and the line, and nothing is changed."""
+    """With the file and the line, and nothing is changed."""
     lines = write(path).splitlines(keepends=True)
     path.write_bytes(lines[0] + garbage + lines[1])
     before = path.read_bytes()
@@ -135,7 +135,7 @@ def test_nothing_is_written_after_the_end(path):
 
 
 def test_a_full_disk_leaves_whole_lines(path, monkeypatch):
-    """H05: half of a line is written, then there is no space."""
+    """Half of a line is written, then there is no space."""
     whole = write(path)
     write_really = os.write
 
@@ -190,7 +190,7 @@ def test_long_lines_are_read_whole(path):
 
 
 def test_many_lines_with_keys_in_any_order(path):
-    """H07: each key is found, before and after it is sorted in, and none that is not there."""
+    """Each key is found, before and after it is sorted in, and none that is not there."""
     chance = random.Random(0)
     keys = [f"{chance.getrandbits(128):032x}" for _ in range(6000)]
     keys += ["0" * 32, "f" * 32, "7" + "f" * 31, "8" + "0" * 31]  # the ends, and the sign bit

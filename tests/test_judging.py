@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-import evaluate
 from janus_min import client as client_module
 from janus_min import judging, pairwise, rubric
 from janus_min.connection import Connection
@@ -27,11 +26,9 @@ from janus_min.judgments import JUDGMENTS, stored_head, stored_judgments, write_
 from janus_min.pipeline import PATIENCE, Sampling
 from janus_min.replies import ReplyError
 from tests.kill import survives
-from tests.programs import Program
 from tests.runs import write_rows
-from tests.servers import PASSING, ChatServer, Reply, Seen, chat, error, question  # noqa: F401
+from tests.servers import KEY, PASSING, ChatServer, Reply, Seen, chat, error, question  # noqa: F401
 
-SECRET = "sk-SECRET-0123456789"
 NOBODY = "http://127.0.0.1:9/v1"  # a port that nothing listens on
 ENDED = {"result.json", "questions.jsonl", "judgments.jsonl", "judgments.failed.jsonl"}
 
@@ -131,14 +128,6 @@ def flags(url: str, *more: object) -> tuple:
     """The command line of `judged`, in its folder."""
     files = ("--bench", "bench.jsonl", "--responses", "janus_responses.json")
     return ("rubric", *files, "--judge", "stub", "--out", "out", "--base-url", url, *more)
-
-
-@pytest.fixture
-def evaluated(monkeypatch, capsys, tmp_path) -> Program:
-    """evaluate.py in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return Program(evaluate.main, monkeypatch, capsys)
 
 
 # Faults and kills
@@ -643,22 +632,22 @@ def test_extra_parameters_are_compared_by_their_meaning(tmp_path):
 @pytest.mark.parametrize("bad", [False, True])
 def test_the_key_is_in_no_file_and_no_output(evaluated, tmp_path, monkeypatch, bad):
     write_case(tmp_path, 4)
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
     def script(seen: object) -> Reply | None:
-        assert seen.headers["authorization"] == f"Bearer {SECRET}"
+        assert seen.headers["authorization"] == f"Bearer {KEY}"
         refuse = bad and "thing 1?" in question(seen.body)
-        return Reply(400, error(f"no, {SECRET}")) if refuse else None
+        return Reply(400, error(f"no, {KEY}")) if refuse else None
 
     with ChatServer(grade, script=script) as server:
         status, out, err = evaluated._run(flags(server.url, "--runs", 1))
-    assert status == (2 if bad else 0) and SECRET not in out + err
+    assert status == (2 if bad else 0) and KEY not in out + err
     if bad:
         [failed] = lines(tmp_path / "out" / "judgments.failed.jsonl")
         assert failed["reason"] == "HTTP 400: no, [key]"
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(paths) >= 7
-    assert all(SECRET.encode() not in path.read_bytes() for path in paths)
+    assert all(KEY.encode() not in path.read_bytes() for path in paths)
 
 
 # Mistakes

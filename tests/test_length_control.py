@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from janus_min.errors import UserError
 from janus_min.length_control import (
@@ -198,14 +199,13 @@ def test_strengths():
 @pytest.mark.parametrize("seed", range(3))
 def test_scikit_learn_finds_the_same(seed):
     """With a tolerance that is finer than the official one, and our folds."""
-    linear_model = pytest.importorskip("sklearn.linear_model")
     X, y, a = rows_of(seed, n=120)
     twice, hard = np.concatenate([X, X]), np.repeat([1, 0], len(y))
     weights = np.r_[a * y, a * (1 - y)]
     losses = np.zeros(len(STRENGTHS))
     common = dict(penalty="l1", solver="liblinear", fit_intercept=False, tol=1e-12, max_iter=10**5)
     for k, C in enumerate(STRENGTHS):
-        model = linear_model.LogisticRegression(C=C, **common)
+        model = LogisticRegression(C=C, **common)
         theirs = model.fit(twice, hard, sample_weight=weights).coef_[0]
         assert fit(X, y, a, C) == pytest.approx(theirs, abs=1e-8)
         for fold in range(FOLDS):

@@ -51,7 +51,7 @@ def run(pace, clock, requests, workers, seconds, tokens=1, pauses=()):
 @pytest.mark.parametrize("workers", [1, 7, 100])
 @pytest.mark.parametrize("rate", [1, 50, 600])
 def test_never_more_starts_in_a_minute_than_allowed(workers, rate):
-    """H21: by the clock, however many threads, after quiet times too."""
+    """By the clock, however many threads, after quiet times too."""
     clock = Clock()
     pace = Pace(rate, None, clock)
     starts = run(pace, clock, 3 * rate, workers, seconds=2.0)
@@ -63,7 +63,7 @@ def test_never_more_starts_in_a_minute_than_allowed(workers, rate):
 
 
 def test_never_more_tokens_in_a_minute_than_allowed():
-    """H21: a request that is alone larger than the limit goes, and its time is waited for."""
+    """A request that is alone larger than the limit goes, and its time is waited for."""
     clock = Clock()
     pace = Pace(None, 1000, clock)
     starts = run(pace, clock, 200, 9, seconds=1.0, tokens=70)
@@ -95,7 +95,7 @@ def test_no_limits_no_waits():
 
 
 def test_nobody_starts_in_a_pause_and_not_all_at_its_end():
-    """H21: turns that were given out before are taken anew, as evenly as all others."""
+    """Turns that were given out before are taken anew, as evenly as all others."""
     clock = Clock()
     pace = Pace(60, None, clock)
     first = [pace.turn(1) for _ in range(5)]
@@ -108,7 +108,7 @@ def test_nobody_starts_in_a_pause_and_not_all_at_its_end():
 
 
 def test_waits_a_server_asks_for(monkeypatch):
-    """H02: seconds, dates, and what is neither, wherever this machine is."""
+    """Seconds, dates, and what is neither, wherever this machine is."""
     monkeypatch.setenv("TZ", "XYZ-7")
     time.tzset()
     assert retry_after(None) is None and retry_after("2") == 2 and retry_after(" 0.5 ") == 0.5
@@ -128,7 +128,7 @@ def test_waits_a_server_asks_for(monkeypatch):
 
 
 def test_waits_grow_and_differ():
-    """H02: exponential with jitter, capped; never less than what was asked for."""
+    """Exponential with jitter, capped; never less than what was asked for."""
     for attempt in range(8):
         waits = [wait_before(attempt, None) for _ in range(300)]
         full = min(60, 0.5 * 2**attempt)
@@ -140,7 +140,7 @@ def test_waits_grow_and_differ():
 
 
 def test_a_budget_keeps_room_for_what_is_on_its_way():
-    """H23: 1 dollar per 1,000 tokens read, 2 per 1,000 written."""
+    """1 dollar per 1,000 tokens read, 2 per 1,000 written."""
     budget = Budget(10.0, 1000, 2000)
     assert budget.cost((1000, 500)) == 2
     assert all(budget.reserve((2000, 1000), lambda: False) for _ in range(2))

@@ -113,7 +113,7 @@ def test_dpo_loss_by_hand():
 
 
 def test_dpo_starts_at_ln_2_with_a_slope_of_half_beta_each_way():
-    """D01: at the reference the loss is ln 2, and its gradient −β/2 by log π(y_w), +β/2 by
+    """At the reference the loss is ln 2, and its gradient −β/2 by log π(y_w), +β/2 by
     log π(y_l)."""
     chosen = torch.tensor([-50.0, -3.0], requires_grad=True)
     rejected = torch.tensor([-70.0, -1.0], requires_grad=True)
@@ -133,7 +133,7 @@ def test_dpo_starts_at_ln_2_with_a_slope_of_half_beta_each_way():
 
 @pytest.mark.parametrize("margin", [-500.0, -120.0, 0.0, 120.0, 500.0])
 def test_dpo_and_reward_losses_are_finite_far_from_zero(margin):
-    """D08, O05: log(sigmoid(−120)) is −inf in fp32."""
+    """Log(sigmoid(−120)) is −inf in fp32."""
     value = torch.tensor([margin], requires_grad=True)
     zero = torch.zeros(1)
     for loss in (
@@ -176,7 +176,7 @@ NEAR_AND_FAR = [0.0, -1e-12, -1e-8, -1e-7, -1e-3, -0.69, -50.0, -200.0]
 
 @pytest.mark.parametrize("logp", NEAR_AND_FAR)
 def test_log_odds_have_a_finite_gradient_everywhere(logp):
-    """O04. From ε on they equal the fp64 values to fp32's precision."""
+    """From ε on they equal the fp64 values to fp32's precision."""
     x = torch.tensor([logp], requires_grad=True)
     odds = log_odds(x)
     (gradient,) = torch.autograd.grad(odds.sum(), x)
@@ -188,7 +188,7 @@ def test_log_odds_have_a_finite_gradient_everywhere(logp):
 
 
 def test_the_gradient_of_trls_log_odds_is_nan_near_certainty_and_ours_is_not():
-    """O04, as TRL computes them today."""
+    """As TRL computes them today."""
     for logp in (-1e-8, -1e-12):
         theirs, ours = (torch.tensor([logp], requires_grad=True) for _ in range(2))
         (theirs - trl_losses.log1mexp(theirs)).sum().backward()
@@ -198,7 +198,7 @@ def test_the_gradient_of_trls_log_odds_is_nan_near_certainty_and_ours_is_not():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_losses_keep_the_precision_of_token_logps(dtype):
-    """O06: that is fp32 for any model (`test_bf16_rows_of_a_fixed_length_as_on_a_gpu`)."""
+    """That is fp32 for any model (`test_bf16_rows_of_a_fixed_length_as_on_a_gpu`)."""
     x = torch.tensor([-1.234567, -2.0], dtype=dtype)
     four = dict.fromkeys(
         ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected"), x
@@ -266,7 +266,7 @@ def test_reward_loss_equals_trls():
 
 
 def test_padding_behind_a_response_changes_nothing():
-    """O02, O03, D11: in the official ORPO code the first pad token was scored."""
+    """In the official ORPO code the first pad token was scored."""
     policy, pairs = tiny_policy(dtype=torch.float64), random_pairs(3)
     results = []
     for pad_to in (None, 150):

@@ -88,7 +88,7 @@ def splits(examples, share_prompt):
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("name", ["sft", *PAIRED])
 def test_the_split_into_rows_changes_neither_loss_nor_gradients(name, dtype, rtol):
-    """O08, D07, T11: a mean of the rows' means would weigh tokens and pairs by their row. With the
+    """A mean of the rows' means would weigh tokens and pairs by their row. With the
     prompt shared or not, the numbers are the same."""
     model, examples, recipe = setting(name, dtype)
     whole = step(model, examples, recipe, [list(range(len(examples)))])
@@ -123,7 +123,7 @@ def test_padding_changes_neither_loss_nor_gradients(name):
 
 @pytest.mark.parametrize("name", ["sft", "orpo", "orpo with the prompt"])
 def test_counts_are_the_number_of_summed_terms(name):
-    """T13: counting labels before the shift would be off by one in every document."""
+    """Counting labels before the shift would be off by one in every document."""
     _, examples, recipe = setting(name)
     score_prompt = bool(recipe.nll_on_prompt)
     row = build_row(examples, None, score_prompt=score_prompt)
@@ -163,12 +163,12 @@ def test_dpo_reads_sums_orpo_means_and_the_reward_the_last_token():
     ratio = torch.log1p(odds[1::2] / odds[0::2]).mean()  # −log σ(log r) = log(1 + 1/r)
     assert loss.item() == pytest.approx((nll + recipe.lambda_or * ratio).item())
     twice, _ = OBJECTIVES["orpo"](policy, row, counts, tiny_recipe("orpo", lambda_or=0.6))
-    assert (twice - nll).item() == pytest.approx(2 * (loss - nll).item())  # O09: linear in λ
+    assert (twice - nll).item() == pytest.approx(2 * (loss - nll).item())  # linear in λ
 
     model, _, recipe = setting("reward", torch.float64)
     rewards = model(row)
     hidden = model.model(row.inputs, row.positions, row.key_end)
-    assert (row.inputs[row.ends] == 2).all()  # R02: on EOS, not on the token before it
+    assert (row.inputs[row.ends] == 2).all()  # on EOS, not on the token before it
     torch.testing.assert_close(rewards, hidden[row.ends] @ model.value_head.weight[0])
     loss, metrics = OBJECTIVES["reward"](model, row, counts, recipe)
     margins = rewards[0::2] - rewards[1::2]
@@ -177,7 +177,7 @@ def test_dpo_reads_sums_orpo_means_and_the_reward_the_last_token():
 
 
 def test_metrics_are_means_over_pairs_and_not_over_rows():
-    """R11: five pairs in rows of four and one."""
+    """Five pairs in rows of four and one."""
     model, pairs, recipe = setting("reward", count=5)
     by_row = step(model, pairs, recipe, [[0, 1, 2, 3], [4]])[0]
     rewards = model(build_row(pairs, None)).view(-1, 2)
@@ -188,7 +188,7 @@ def test_metrics_are_means_over_pairs_and_not_over_rows():
 
 
 def test_dpo_metrics_add_up():
-    """D14: the margin is what is optimised; both rewards may fall."""
+    """The margin is what is optimised; both rewards may fall."""
     policy, pairs, recipe = setting("dpo")
     metrics = step(policy, pairs, recipe, [list(range(9))])[0]
     assert metrics["rewards/margins"] == pytest.approx(
@@ -198,7 +198,7 @@ def test_dpo_metrics_add_up():
 
 
 def test_dpo_starts_at_ln_2_when_the_reference_is_the_policy():
-    """D01, to 1e-6 in fp32, and the first gradient is not zero."""
+    """To 1e-6 in fp32, and the first gradient is not zero."""
     policy, pairs, recipe = setting("dpo")
     row = build_row(pairs, None)
     with torch.no_grad():
@@ -270,11 +270,11 @@ def test_orpo_equals_trl_on_a_batch_with_the_prompt_scored(both):
     response_only, _ = OBJECTIVES["orpo"](
         ours, build_row(pairs, ours.config.sliding_window), Counts.of(pairs), tiny_recipe("orpo")
     )
-    assert abs(response_only - their_loss) > 1e-3  # O01: our default is another scope
+    assert abs(response_only - their_loss) > 1e-3  # our default is another scope
 
 
 def test_transformers_reads_rewards_before_eos_where_eos_is_the_pad_token(both, tmp_path):
-    """R01, R02: what TRL does for a tokenizer that has no pad token. Ours are read on EOS."""
+    """What TRL does for a tokenizer that has no pad token. Ours are read on EOS."""
     policy, _ = both
     pairs = random_pairs(3)
     theirs = trl_losses.classifier(policy)

@@ -9,13 +9,11 @@ from statistics import stdev
 
 import pytest
 
-import evaluate
 from janus_min import pairwise
 from janus_min.errors import UserError
 from janus_min.intervals import share_interval
 from janus_min.judging import Work
 from janus_min.pairwise import Options, Pair, rates, read_pairs, result_of, sample
-from tests.programs import Program
 from tests.servers import ChatServer, Reply, error, question
 from tests.test_judging import (
     NOBODY,
@@ -27,14 +25,6 @@ from tests.test_judging import (
     write_case,
     write_responses,
 )
-
-
-@pytest.fixture
-def evaluated(monkeypatch, capsys, tmp_path) -> Program:
-    """evaluate.py in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return Program(evaluate.main, monkeypatch, capsys)
 
 
 def write_match(folder: Path, ours: list[str], theirs: list[str]) -> None:

@@ -32,7 +32,7 @@ from tests.runs import RECIPES, metrics, same_model, same_numbers, write_data
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 def test_items_are_dealt_once_equally_many_to_each_and_balanced(size):
-    """F11, F12. A rank's k-th item is about as large as the others' k-th: they wait for it."""
+    """A rank's k-th item is about as large as the others' k-th: they wait for it."""
     random = np.random.default_rng(size)
     for count in (0, 1, size - 1, size, 5 * size + 1, 64):
         sizes = random.integers(100, 1000, count).tolist()
@@ -69,8 +69,8 @@ def test_any_number_of_ranks_trains_the_same_model(
     objective, rows_for_ranks, program, tmp_path, monkeypatch
 ):
     """Losses, metrics, held-out metrics, every gradient of each step, the norm by which it is
-    clipped, final weights: one process without FSDP, and 1, 2, 3 and 4 ranks. F01, F02, F06, F07,
-    F11, F17, F23, R08: 3 divides neither the vocabulary nor the widths."""
+    clipped, final weights: one process without FSDP, and 1, 2, 3 and 4 ranks;
+    3 divides neither the vocabulary nor the widths."""
     flags = (*rows_for_ranks(objective), "--max-grad-norm", 0.5)
     clip, seen = torch.nn.utils.clip_grad_norm_, {}
 
@@ -143,7 +143,7 @@ def test_replicas_train_the_same_model(rows_for_ranks, program, tmp_path):
 
 @pytest.mark.parametrize("kind", [Policy, RewardModel])
 def test_checkpointing_changes_nothing_but_memory(kind):
-    """F10: only what enters a block is kept, by the layer and not by its parts."""
+    """Only what enters a block is kept, by the layer and not by its parts."""
     tiny = tiny_policy if kind is Policy else tiny_reward_model
     pairs, recipe = random_pairs(8), tiny_recipe("orpo" if kind is Policy else "reward")
     objective, results = OBJECTIVES[recipe.objective], []
@@ -198,7 +198,7 @@ def test_compiled_and_checkpointed_blocks_train_the_same_model(
 
 @pytest.mark.parametrize("objective", RECIPES)
 def test_bf16_rows_of_a_fixed_length_as_on_a_gpu(objective, tmp_path, world, monkeypatch):
-    """F19, M04, O06, R05: what a GPU run uses, through the real FSDP: blocks, embedding and head in
+    """What a GPU run uses, through the real FSDP: blocks, embedding and head in
     bf16, rotary tables, losses, gradients and weights in fp32. Padding changes nothing."""
     reward = objective == "reward"
     kind = RewardModel if reward else Policy
@@ -251,7 +251,7 @@ def test_bf16_rows_of_a_fixed_length_as_on_a_gpu(objective, tmp_path, world, mon
 
 
 def test_a_model_that_is_divided_does_not_generate(tmp_path, world):
-    """F13: one rank would wait for another's longer answer."""
+    """One rank would wait for another's longer answer."""
     save_tiny(tmp_path / "model", world)
 
     def work():

@@ -90,7 +90,7 @@ def on_rank(number: int, work) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all(rows_for_ranks, monkeypatch):
-    """F20: each of them knows the row, whoever computed it."""
+    """Each of them knows the row, whoever computed it."""
     sound = OBJECTIVES["sft"]
 
     def poisoned(model, row, counts, recipe):

@@ -46,7 +46,7 @@ def lines(path):
 
 
 def test_the_first_step_is_exactly_ln_2(program, flags, tmp_path):
-    """D01: the reference is computed by the same code on the same rows, before training."""
+    """The reference is computed by the same code on the same rows, before training."""
     program(*flags, "--out", "o")
     first = metrics(tmp_path / "o")[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)
@@ -76,7 +76,7 @@ def captured_run(program, flags):
 
 
 def test_it_is_not_loaded_again_for_another_beta_seed_or_resume(program, flags, tmp_path, loaded):
-    """D12: shuffled otherwise, and by another β, the numbers of each pair are the same ones."""
+    """Shuffled otherwise, and by another β, the numbers of each pair are the same ones."""
     program(*flags, "--out", "o", "--save-every", 1, "--steps", 2)
     program(*flags, "--out", "o", "--resume", "--steps", 2)
     assert len(loaded) == 1
@@ -91,7 +91,7 @@ def test_it_is_not_loaded_again_for_another_beta_seed_or_resume(program, flags, 
 
 
 def test_the_reference_does_not_drift(program, flags, tmp_path):
-    """D13: it is not the model that is trained."""
+    """It is not the model that is trained."""
     before = (tmp_path / "start/model.safetensors").read_bytes()
     program(*flags, "--out", "o")
     again = tmp_path / "again"
@@ -163,7 +163,7 @@ def test_log_probabilities_for_other_lengths_are_refused(program, flags, kept, t
 def test_log_probabilities_for_another_template_are_refused(
     program, flags, kept, tmp_path, monkeypatch
 ):
-    """T25: one character of the template, although the file of pairs is the same."""
+    """One character of the template, although the file of pairs is the same."""
     sound = chat.prompt_text
     monkeypatch.setattr(reference, "prompt_text", lambda s, i: sound(s, i) + "\n")
     assert "for other template: remove it" in refused(program, flags, tmp_path)

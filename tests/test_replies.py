@@ -12,7 +12,7 @@ from tests.servers import chat, error
 ONE = {"name": "비", "score": 5}
 TEXT = json.dumps(ONE, ensure_ascii=False)
 
-GOOD = [  # H09
+GOOD = [
     (TEXT, ONE),
     (json.dumps(ONE, indent=2), ONE),
     (f"```json\n{TEXT}\n```", ONE),
@@ -44,7 +44,7 @@ GOOD = [  # H09
 
 @pytest.mark.parametrize(("text", "value"), GOOD)
 def test_json_in_text(text, value):
-    """H09: fences, prose, strings that look like either."""
+    """Fences, prose, strings that look like either."""
     assert json_value(text) == value
 
 
@@ -85,7 +85,7 @@ def test_json_in_text(text, value):
     ],
 )
 def test_text_without_json_that_could_be_meant(text, reason):
-    """H09: nothing is guessed, and whatever a model repeats without end is an ordinary failure."""
+    """Nothing is guessed, and whatever a model repeats without end is an ordinary failure."""
     with pytest.raises(ReplyError, match=reason):
         json_value(text)
 
@@ -120,7 +120,7 @@ def test_what_is_kept_of_a_reply():
     ],
 )
 def test_replies_of_no_use(body, reason):
-    """H08: each is a failure with its reason, not data."""
+    """Each is a failure with its reason, not data."""
     assert unusable(reply_of(body)) == reason
 
 
@@ -190,7 +190,7 @@ def judged(status, body, headers=JSON):
     + [(status, False, True) for status in (401, 402, 404, 301, 302, 303, 307, 308)],
 )
 def test_statuses(status, again, fatal):
-    """H01: what is tried again, what ends a request, what ends the run."""
+    """What is tried again, what ends a request, what ends the run."""
     verdict, used = judged(status, error("the message"))
     assert used == (0, 0) and (verdict.again, verdict.fatal) == (again, fatal)
     assert verdict.slow_down == (status == 429)
@@ -199,7 +199,7 @@ def test_statuses(status, again, fatal):
 
 
 def test_no_money_and_no_such_model_end_the_run():
-    """H03: whatever their status."""
+    """Whatever their status."""
     for more in ({"code": "insufficient_quota"}, {"type": "insufficient_quota"}):
         assert judged(429, error("no money", **more))[0].fatal
     for code in ("model_not_found", "invalid_api_key", "billing_not_active"):
@@ -215,7 +215,7 @@ def test_what_a_server_asks_to_wait():
 
 
 def test_an_answer_that_is_no_chat_completion_is_tried_again_and_paid_for():
-    """H08, H25: the tokens of a useless reply count; bytes are decoded as JSON says."""
+    """The tokens of a useless reply count; bytes are decoded as JSON says."""
     verdict, used = judged(200, chat("x", usage=(9, 4)) | {"choices": []})
     assert isinstance(verdict, Verdict) and verdict.again and used == (9, 4)
     verdict, _ = judged(200, b"<html>", {"Content-Type": "text/html"})

@@ -42,7 +42,7 @@ def arguments(tmp_path, world):
 
 @pytest.mark.parametrize("objective", RECIPES)
 def test_six_steps_are_three_a_sudden_death_and_three_more(objective, arguments, program, tmp_path):
-    """F14, to the bit: weights, losses, held-out metrics, exported model. The death comes within
+    """To the bit: weights, losses, held-out metrics, exported model. The death comes within
     the fourth step, whose line in metrics.jsonl is already there."""
     flags = (*arguments(objective), "--save-every", 3)
     program(*flags, "--out", "straight")

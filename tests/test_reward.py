@@ -25,7 +25,7 @@ from tests.test_formats import HH
 
 
 def test_rewards_do_not_depend_on_what_else_is_in_the_row():
-    """R01, R04, J14: no padding, no batch, and one way to find the last token."""
+    """No padding, no batch, and one way to find the last token."""
     model, pairs = tiny_reward_model(), random_pairs(5)
     pairs[0].prompt[1:] = 2  # EOS in the middle of a prompt ends nothing
     together = model(build_row(pairs, None))
@@ -38,7 +38,7 @@ def test_rewards_do_not_depend_on_what_else_is_in_the_row():
 
 
 def test_the_head_computes_in_fp32():
-    """R05: in bf16 rewards near 3 would be multiples of 1/64."""
+    """In bf16 rewards near 3 would be multiples of 1/64."""
     model = tiny_reward_model(dtype=torch.bfloat16)
     rewards = model(build_row(random_pairs(20), None))
     assert rewards.dtype == torch.float32
@@ -46,7 +46,7 @@ def test_the_head_computes_in_fp32():
 
 
 def test_a_new_head_is_small_and_the_same_for_a_seed():
-    """R06: normal with standard deviation 1 / (D + 1), so that the loss begins near ln 2."""
+    """Normal with standard deviation 1 / (D + 1), so that the loss begins near ln 2."""
     config = tiny_config(hidden_size=4800, num_hidden_layers=0)
     heads = []
     for seed in (1, 1, 2):
@@ -67,7 +67,7 @@ def test_normalised_rewards_have_the_scale_of_the_held_out_pairs():
 
 
 def test_the_layout_is_that_of_janus_rm_7b(tmp_path, world):
-    """`value_head.weight` and no `lm_head.weight`, mean and std in config.json (R09)."""
+    """`value_head.weight` and no `lm_head.weight`, mean and std in config.json."""
     model = tiny_reward_model()
     model.mean, model.std = 0.25, 1.5
     save_model(model, tmp_path / "rm", world, torch.float32)

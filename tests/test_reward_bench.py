@@ -154,7 +154,7 @@ def test_a_file_without_pairs_is_refused(tmp_path):
 @pytest.mark.parametrize("legacy_space", [False, True])
 @pytest.mark.parametrize(("max_tokens", "cut"), [(256, False), (34, True), (31, True)])
 def test_ids_are_those_of_training(tmp_path, world, legacy_space, max_tokens, cut):
-    """R03, R10: EOS at the end of both, cut at the same place as in training."""
+    """EOS at the end of both, cut at the same place as in training."""
     path, tokenizer = write_pairs(tmp_path / "f.jsonl"), Tokenizer(world)
     limits = dict(max_tokens=max_tokens, legacy_space=legacy_space)
     wanted, fate = load_examples(path, tokenizer, pair_row, **limits, cut=True, keep_eos=True)
@@ -208,7 +208,7 @@ def documents(batch, pairs):
 def test_rewards_are_those_of_transformers_and_of_each_response_alone(
     tmp_path, world, window, row_tokens
 ):
-    """R01, R02, R04: whatever else is in the row, and whoever has the same prompt."""
+    """Whatever else is in the row, and whoever has the same prompt."""
     small = model_at(tmp_path / "rm", world, sliding_window=window)
     rows = [pair("", system="Be brief."), DOMAINS, pair("Yes, since it is so.", "No")]
     result, records = evaluated(small, tmp_path, rows, max_tokens=31, row_tokens=row_tokens)
@@ -410,7 +410,6 @@ def test_a_tie_is_wrong_and_counted():
 
 
 def test_accuracy_is_over_pairs_not_over_subsets():
-    """R11"""
     found = result_of({}, scored("a 2 1", "a 2 1", "a 2 1", "a 2 1", "b 1 2"))
     assert found["accuracy"] == 80
 

@@ -82,7 +82,7 @@ def test_row_invariants(responses, share_prompt, window):
     query = torch.arange(len(row.inputs))
     assert ((query < row.key_end) & (row.key_end <= len(query))).all()
     assert all(vector.dtype == torch.int64 for vector in row[:6])
-    for number, response in enumerate(own):  # D09, D10: all tokens of each, in order
+    for number, response in enumerate(own):  # all tokens of each, in order
         mine = row.targets[(row.response == number) & (row.targets >= 0)]
         assert mine.tolist() == response.tolist()
 

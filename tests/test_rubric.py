@@ -10,11 +10,9 @@ from statistics import fmean, stdev
 
 import pytest
 
-import evaluate
 from janus_min import rubric
 from janus_min.errors import UserError
 from janus_min.rubric import Judgment, feedback_in, mean, questions_of, result_of, scores
-from tests.programs import Program
 from tests.servers import ChatServer, question
 from tests.test_batch import BatchServer
 from tests.test_judging import (
@@ -33,14 +31,6 @@ from tests.test_judging import (
 )
 
 HEAD = {"kind": "rubric", "model": "m"}
-
-
-@pytest.fixture
-def evaluated(monkeypatch, capsys, tmp_path) -> Program:
-    """evaluate.py in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    return Program(evaluate.main, monkeypatch, capsys)
 
 
 def judgments(*rows: str, source: str = "s") -> list[Judgment]:
@@ -385,7 +375,6 @@ def test_batches_bring_what_single_calls_bring(tmp_path, monkeypatch):
     with BatchServer(answer) as server:
         more = {"runs": 2, "batch": True, "key_variable": "TEST_KEY"}
         work = work_of(tmp_path, server.url, **more)
-        live["answered_by"] = []  # this server does not say
         assert rubric.evaluate(work, silent) == live
         assert list(map(len, server.requests())) == [16] and server.chats == 0
         rubric.evaluate(work, silent)

@@ -136,7 +136,7 @@ def truncate(path):
     ],
 )
 def test_a_damaged_state_is_skipped_with_a_line(trained, tmp_path, capsys, damage, line):
-    """F15: the one before it is used."""
+    """The one before it is used."""
     for step in (1, 2):
         save(*trained, step, tmp_path, keep=2)
     assert newest_state(tmp_path).name == "step-00000002" and not capsys.readouterr().out

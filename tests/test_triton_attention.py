@@ -77,14 +77,14 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_errors_are_those_of_the_specification(layout, dtype, small_blocks, poison):
-    """K08, K10, K12, K15, K16: every kind of mask, ragged ends, outputs that begin as NaN."""
+    """Every kind of mask, ragged ends, outputs that begin as NaN."""
     key_end = LAYOUTS[layout]
     require_small_errors(*random_inputs(len(key_end), dtype=dtype), key_end)
 
 
 @pytest.mark.parametrize("heads", [(8, 8), (8, 4), (8, 2), (8, 1), (1, 1), (6, 2)])
 def test_query_heads_share_key_heads(heads, small_blocks):
-    """K14: dK and dV are sums over the query heads of a group."""
+    """DK and dV are sums over the query heads of a group."""
     key_end = LAYOUTS["shared pair"]
     require_small_errors(*random_inputs(len(key_end), *heads), key_end)
 
@@ -124,7 +124,7 @@ def test_blocks_fit_each_other(name):
 
 
 def test_every_call_gives_the_same_bits(small_blocks):
-    """K02: nothing is added in an order that varies."""
+    """Nothing is added in an order that varies."""
     inputs, upstream = random_inputs(155, dtype=torch.float16)
     first, again = (results(inputs, upstream, LAYOUTS["shared pair"], "triton") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again))
@@ -155,7 +155,7 @@ def test_the_rejected_branch_skips_the_chosen_one(small_blocks):
 
 
 def test_strided_inputs_and_expanded_gradients(small_blocks):
-    """K03: what is not contiguous, or begins at an odd address, gives the same results."""
+    """What is not contiguous, or begins at an odd address, gives the same results."""
     key_end = LAYOUTS["shared pair"]
     (q, k, v), upstream = random_inputs(155)
     wanted = results((q, k, v), upstream, key_end, "triton")
@@ -175,7 +175,7 @@ def test_strided_inputs_and_expanded_gradients(small_blocks):
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
 def test_large_scores_do_not_overflow(size, small_blocks):
-    """K15: with scores of ±1e5 softmax is one token; first tiles of a window see nothing."""
+    """With scores of ±1e5 softmax is one token; first tiles of a window see nothing."""
     (q, k, v), upstream = random_inputs(150)
     with torch.no_grad():
         q *= size
@@ -342,14 +342,14 @@ def test_pytorch_knows_shapes_and_gradient_of_the_operation(small_blocks):
 
 
 def test_products_are_exact_in_fp32():
-    """K12: which the interpreter always is; on a GPU TF32 is what `tl.dot` does by itself."""
+    """Which the interpreter always is; on a GPU TF32 is what `tl.dot` does by itself."""
     code = (ROOT / "kernels" / "attention.py").read_text(encoding="utf-8")
     products = re.findall(r"tl\.dot\(.*", code)
     assert len(products) == 9 and all('input_precision="ieee"' in line for line in products)
 
 
 def test_offsets_are_64_bits():
-    """K01: the index of a program is widened before it is multiplied."""
+    """The index of a program is widened before it is multiplied."""
     for path in (ROOT / "kernels").glob("*.py"):
         for line in path.read_text(encoding="utf-8").splitlines():
             if "program_id(" in line:
@@ -358,7 +358,6 @@ def test_offsets_are_64_bits():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_another_gpu_than_the_current_one():
-    """K18."""
     (q, k, v), _ = random_inputs(150)
     key_end = LAYOUTS["window"]
     wanted = attention(q, k, v, key_end.to(DEVICE), "triton")

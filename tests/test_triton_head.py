@@ -32,7 +32,7 @@ def results(inputs, upstream, targets, impl, dtype=None):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocabulary", [17, 32000, 32003])
 def test_errors_are_those_of_the_specification(vocabulary, dtype, poison, monkeypatch):
-    """K05, K08, K09: any vocabulary in several slices, and any gradient for each token."""
+    """Any vocabulary in several slices, and any gradient for each token."""
     monkeypatch.setattr(head, "SLICE_LOGITS", 20 * 9000)
     inputs, upstream, targets = random_head(30, V=vocabulary, dtype=dtype)
     require_small_errors(inputs, upstream, targets, results)
@@ -51,7 +51,7 @@ def test_slices_cover_the_vocabulary_and_keep_within_their_size():
 
 
 def test_the_gradient_does_not_depend_on_the_slices(monkeypatch):
-    """K07: dW is written once, and dh adds up in fp32 over 64 slices."""
+    """DW is written once, and dh adds up in fp32 over 64 slices."""
     inputs, upstream, targets = random_head(40, V=64 * 128, dtype=torch.float16)
     one = results(inputs, upstream, targets, "triton")
     monkeypatch.setattr(head, "SLICE_LOGITS", 1)
@@ -64,7 +64,7 @@ def test_the_gradient_does_not_depend_on_the_slices(monkeypatch):
 
 
 def test_scaled_and_expanded_upstream_gradients():
-    """K04, K05: gradients scale with the upstream one, and nothing is spoilt by using it twice."""
+    """Gradients scale with the upstream one, and nothing is spoilt by using it twice."""
     inputs, _, targets = random_head(20)
     leaves = [x.requires_grad_() for x in inputs]
     logps = token_logps(*leaves, targets, "triton")
@@ -77,7 +77,6 @@ def test_scaled_and_expanded_upstream_gradients():
 
 
 def test_strided_inputs():
-    """K03."""
     inputs, upstream, targets = random_head(20)
     wanted = results(inputs, upstream, targets, "triton")
     strided = [x.T.contiguous().T for x in inputs]
@@ -98,7 +97,7 @@ def test_no_target_at_all(dtype, poison):
 
 
 def test_the_gradient_of_a_nearly_certain_token_survives_rounding():
-    """K06: p − 1 with p = 0.9999 is −1e-4: formed in fp32, then rounded."""
+    """P − 1 with p = 0.9999 is −1e-4: formed in fp32, then rounded."""
     hidden = torch.ones(1, 1, dtype=torch.float16, device=DEVICE).requires_grad_()
     weight = torch.tensor([[9.1875], [0.0]], dtype=torch.float16, device=DEVICE).requires_grad_()
     logps = token_logps(hidden, weight, torch.tensor([0], device=DEVICE), "triton")
@@ -108,7 +107,6 @@ def test_the_gradient_of_a_nearly_certain_token_survives_rounding():
 
 
 def test_every_call_gives_the_same_bits():
-    """K02."""
     inputs, upstream, targets = random_head(20, dtype=torch.float16)
     first, again = (results(inputs, upstream, targets, "triton") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, again))
@@ -143,7 +141,7 @@ def test_pytorch_knows_shapes_and_gradient_of_the_operation():
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="4.5 GB of logits need a GPU")
 def test_more_logits_than_32_bits_count(monkeypatch):
-    """K01: 70,000 tokens with a target, of 32,000 logits, in one slice."""
+    """70,000 tokens with a target, of 32,000 logits, in one slice."""
     monkeypatch.setattr(head, "SLICE_LOGITS", 1 << 32)
     inputs, upstream, targets = random_head(105_000, 64, 32_000, torch.bfloat16)
     assert int((targets >= 0).sum()) * 32_000 > 1 << 31

@@ -146,7 +146,7 @@ def test_heads_are_drawn_with_the_recipes_seed(program, arguments, tmp_path):
 
 
 def test_the_reference_is_computed_in_the_precision_of_training(arguments, tmp_path, monkeypatch):
-    """D01 on a GPU, where training computes in bf16: margins of the first step are exactly 0."""
+    """On a GPU, where training computes in bf16: margins of the first step are exactly 0."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(parallel, "compute_dtype", lambda device: torch.bfloat16)
     train_on(2, *arguments("dpo"), "--out", "o")
