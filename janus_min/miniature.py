@@ -1,6 +1,6 @@
 """The paper's tables in miniature: every model trained, sampled, judged and compared.
 
-    python -m janus_min.miniature                  one seed: 20 to 25 minutes on 2 CPU cores
+    python -m janus_min.miniature                  one seed: 20 to 30 minutes on 2 CPU cores
     python -m janus_min.miniature --seeds 3        three of them, and their spread
     python -m janus_min.miniature --ablations      1, 2 and 3 system messages per instruction, too
 
