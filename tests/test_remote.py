@@ -30,9 +30,9 @@ from janus_min.replies import ReplyError
 from tests import servers
 from tests.kill import survives
 from tests.programs import Program
-from tests.servers import ChatServer, Seen, chat, error, question
-from tests.test_batch import KEY, BatchServer, echo
-from tests.test_judging import LIVES, SECRET, Lives, bodies, lines
+from tests.servers import KEY, ChatServer, Seen, chat, error, question
+from tests.test_batch import BatchServer, echo
+from tests.test_judging import LIVES, Lives, bodies, lines
 
 NOBODY = "http://127.0.0.1:9/v1"  # a port that nothing listens on
 PAPER = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 1024}
@@ -350,26 +350,26 @@ def test_a_prompt_that_is_too_long_fails_alone_and_is_asked_again(tmp_path, fail
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
-        (401, error(f"Incorrect API key provided: {SECRET}"), "HTTP 401: Incorrect API key"),
+        (401, error(f"Incorrect API key provided: {KEY}"), "HTTP 401: Incorrect API key"),
         (404, error("The model `stub` does not exist", code="model_not_found"), "`stub` does not"),
         (429, error("You have no quota", code="insufficient_quota"), "HTTP 429: You have no quota"),
     ],
 )
 def test_what_no_request_can_mend_ends_the_run(tmp_path, monkeypatch, fails, status, body, said):
     """In one line, without the key, which is in no file either."""
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     script = [None] * 3 + [servers.Reply(status, body)] * 99
     output = tmp_path / "out.jsonl"
     with ChatServer(script=script) as server:
         found = fails(lambda: write(output, prompts_of(40), server.url, workers=1))
         assert len(server.requests) == 4
-        assert server.requests[0].headers["authorization"] == f"Bearer {SECRET}"
-    assert said in found and SECRET not in found and not output.exists()
+        assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert said in found and KEY not in found and not output.exists()
     with ChatServer() as server:  # the three that were answered are not asked again
         write(output, prompts_of(40), server.url)
         assert len(server.requests) == 37
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(paths) >= 5 and all(SECRET.encode() not in path.read_bytes() for path in paths)
+    assert len(paths) >= 5 and all(KEY.encode() not in path.read_bytes() for path in paths)
 
 
 def test_a_run_does_not_cost_more_than_it_may(tmp_path, fails):
