@@ -748,7 +748,7 @@ def test_a_signal_ends_a_run_that_hangs(tmp_path):
 
 
 def test_who_is_killed_loses_nothing_and_pays_for_nothing_twice(run):
-    """Kill -9 at five moments; what was in the file is not asked for again."""
+    """kill -9 at five moments; what was in the file is not asked for again."""
     chance, count, kept = random.Random(5), 300, {}
     with ChatServer(
         answer=lambda body, seen: time.sleep(0.005) or f"answer to {question(body)}"

@@ -133,7 +133,7 @@ def test_dpo_starts_at_ln_2_with_a_slope_of_half_beta_each_way():
 
 @pytest.mark.parametrize("margin", [-500.0, -120.0, 0.0, 120.0, 500.0])
 def test_dpo_and_reward_losses_are_finite_far_from_zero(margin):
-    """Log(sigmoid(−120)) is −inf in fp32."""
+    """log(sigmoid(−120)) is −inf in fp32."""
     value = torch.tensor([margin], requires_grad=True)
     zero = torch.zeros(1)
     for loss in (

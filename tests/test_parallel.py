@@ -69,8 +69,8 @@ def test_any_number_of_ranks_trains_the_same_model(
     objective, rows_for_ranks, program, tmp_path, monkeypatch
 ):
     """Losses, metrics, held-out metrics, every gradient of each step, the norm by which it is
-    clipped, final weights: one process without FSDP, and 1, 2, 3 and 4 ranks;
-    3 divides neither the vocabulary nor the widths."""
+    clipped, final weights: one process without FSDP, and 1, 2, 3 and 4 ranks; 3 divides neither
+    the vocabulary nor the widths."""
     flags = (*rows_for_ranks(objective), "--max-grad-norm", 0.5)
     clip, seen = torch.nn.utils.clip_grad_norm_, {}
 

@@ -26,8 +26,8 @@ from tests.runs import metrics, same_model, same_numbers
 
 
 def test_each_rank_reads_its_own_rows_and_writes_a_whole_model(tmp_path, world):
-    """4 ranks, 2,049 rows and 1 row; nothing of a rank's is left unfilled, no
-    piece that is read is larger than its share."""
+    """4 ranks, 2,049 rows and 1 row; nothing of a rank's is left unfilled, no piece that is read is
+    larger than its share."""
     own = tiny_reward_model(vocab_size=2049)
     save_model(own, tmp_path / "model", world, torch.float32)
     wanted = dict(own.named_parameters())

@@ -84,7 +84,7 @@ def test_errors_are_those_of_the_specification(layout, dtype, small_blocks, pois
 
 @pytest.mark.parametrize("heads", [(8, 8), (8, 4), (8, 2), (8, 1), (1, 1), (6, 2)])
 def test_query_heads_share_key_heads(heads, small_blocks):
-    """DK and dV are sums over the query heads of a group."""
+    """dK and dV are sums over the query heads of a group."""
     key_end = LAYOUTS["shared pair"]
     require_small_errors(*random_inputs(len(key_end), *heads), key_end)
 

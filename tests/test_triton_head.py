@@ -51,7 +51,7 @@ def test_slices_cover_the_vocabulary_and_keep_within_their_size():
 
 
 def test_the_gradient_does_not_depend_on_the_slices(monkeypatch):
-    """DW is written once, and dh adds up in fp32 over 64 slices."""
+    """dW is written once, and dh adds up in fp32 over 64 slices."""
     inputs, upstream, targets = random_head(40, V=64 * 128, dtype=torch.float16)
     one = results(inputs, upstream, targets, "triton")
     monkeypatch.setattr(head, "SLICE_LOGITS", 1)
@@ -97,7 +97,7 @@ def test_no_target_at_all(dtype, poison):
 
 
 def test_the_gradient_of_a_nearly_certain_token_survives_rounding():
-    """P − 1 with p = 0.9999 is −1e-4: formed in fp32, then rounded."""
+    """p − 1 with p = 0.9999 is −1e-4: formed in fp32, then rounded."""
     hidden = torch.ones(1, 1, dtype=torch.float16, device=DEVICE).requires_grad_()
     weight = torch.tensor([[9.1875], [0.0]], dtype=torch.float16, device=DEVICE).requires_grad_()
     logps = token_logps(hidden, weight, torch.tensor([0], device=DEVICE), "triton")
