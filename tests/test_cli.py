@@ -82,7 +82,7 @@ def test_how_programs_end(capsys, ending, status, line):
     assert exit.value.code == status and capsys.readouterr().err == line
 
 
-def test_a_reader_that_leaves_ends_the_program_but_not_as_a_success(tmp_path):
+def test_a_reader_that_leaves_ends_the_program_but_not_as_a_success():
     """`python program.py | head -1`: the work was not done, and there is no traceback."""
     code = (
         "from janus_min.cli import run\n"

@@ -111,7 +111,7 @@ def test_what_cutting_makes_equal_or_empty_is_dropped(load):
         load(long, parse=pair_row, max_tokens=P, cut=True)
 
 
-def test_a_response_is_cut_by_its_own_prompt_alone(load, tmp_path):
+def test_a_response_is_cut_by_its_own_prompt_alone(load):
     """A prompt of 100 tokens leaves 924 of 1,024 to a response of 1,000, whatever the other
     response; older TRLs left `max_length − longer response`, 24. Today's TRL does as we do."""
     prompt, long, short = "a " * 91 + "b", "word " * 999, "Water."

@@ -137,7 +137,7 @@ def test_every_export_trains(tmp_path, teacher, instructions, world, monkeypatch
 
 
 def test_bad_servers_change_nothing_in_the_files(tmp_path, teacher, instructions, monkeypatch):
-    """A fifth of all requests fail in one of twelve ways, and some replies are no good JSON."""
+    """A fifth of all requests fail in one of seven ways; a reply that is no JSON is one of them."""
     monkeypatch.setattr("janus_min.client.wait_before", lambda attempt, asked: 0.02)
     with ChatServer(ask(teacher)) as good:
         build(instructions, tmp_path / "good", good.url)
@@ -227,7 +227,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_files(tmp_path, teach
         time.sleep(SECONDS)
         return teacher.reply(body["messages"])
 
-    def run(out: Path, seconds: float | None) -> bool:
+    def run(out: Path, seconds: float | None) -> None:
         process = subprocess.Popen(
             [*map(str, command), "--base-url", server.url, "--out", str(out)],
             stdout=subprocess.PIPE,
@@ -237,14 +237,13 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_files(tmp_path, teach
         if seconds is None:
             said = process.communicate()[0].decode()
             assert process.returncode == 0, said
-            return True
+            return
         seen = len(server.requests)
         while len(server.requests) == seen and process.poll() is None:
             time.sleep(0.01)
         time.sleep(seconds)
         process.kill()
         process.communicate()
-        return process.returncode == 0
 
     def kept() -> set[str]:
         """Questions whose answers are in the journal, as far as whole lines go."""
@@ -270,7 +269,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_files(tmp_path, teach
     same_files(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_killed_between_any_two_changes_of_files(tmp_path, teacher, monkeypatch):
+def test_killed_between_any_two_changes_of_files(tmp_path, teacher):
     """Every file is whole or not there, whatever was the last thing that was done."""
     file = write_rows(tmp_path / "one.jsonl", [{"prompt": "How was chess invented?"}])
     with ChatServer(ask(teacher)) as server:
@@ -461,7 +460,7 @@ def test_stats_and_sunburst_of_a_collection(asked, teacher, instructions, tmp_pa
 # Mistakes
 
 
-def test_mistakes_end_in_one_line(asked, instructions, tmp_path, teacher, monkeypatch):
+def test_mistakes_end_in_one_line(asked, instructions, tmp_path, teacher):
     out = tmp_path / "out"
     flags = ("build", "--instructions", instructions, "--out", out, "--near-duplicates", 1)
     model = ("--model", "teacher")

@@ -248,7 +248,7 @@ def test_the_key_is_in_the_header_and_nowhere_else():
         assert KEY not in repr(thing) and KEY not in str(thing)
 
 
-def test_other_methods_and_forms(tmp_path):
+def test_other_methods_and_forms():
     """What files of batches need: GET, and a form with a file."""
     with ChatServer(answer=lambda body, seen: Reply(200, {"id": 1})) as server:
         line = line_to(server.url)

@@ -46,7 +46,7 @@ def answered(monkeypatch, capsys, tmp_path, mistral_tokenizer_file):
 
 
 @pytest.fixture
-def evaluated(monkeypatch, capsys, tmp_path):
+def evaluated(monkeypatch, capsys):
     """evaluate.py there."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     return Program(evaluate.main, monkeypatch, capsys)

@@ -228,7 +228,7 @@ def test_a_wrong_reward_model_is_found_before_anything_is_generated(
     assert list(tmp_path.glob("out*")) == []
 
 
-def test_a_reward_model_needs_something_to_choose_from(program, model, tmp_path):
+def test_a_reward_model_needs_something_to_choose_from(program, model):
     flags = ("--model", model, "--reward-model", "rm")
     line = "--reward-model chooses one of several responses: it needs --n above 1"
     assert line in program.fails(*flags, "--prompt", "x")

@@ -243,7 +243,7 @@ def test_a_free_port_is_taken_if_the_usual_one_is_in_use(monkeypatch):
             assert other != url
 
 
-def test_the_judge_alone_is_served_until_a_signal(tmp_path):
+def test_the_judge_alone_is_served_until_a_signal():
     module = [sys.executable, "-m", "janus_min.examiner", "--port"]
     settings = dict(env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process = subprocess.Popen([*module, "0"], **settings)

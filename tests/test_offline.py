@@ -55,7 +55,7 @@ def models(tmp_path_factory, world):
 
 
 @pytest.fixture
-def folder(tmp_path, models, monkeypatch):
+def folder(tmp_path, models):
     """A folder of its own for a run, with links to the models and PROMPTS as in.jsonl."""
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)

@@ -428,7 +428,7 @@ def test_a_sheet_and_its_exports_make_a_result(evaluated, tmp_path):
     assert result["bench"] == key["bench"]
 
 
-def test_a_sheet_of_some_items_has_all_sources(tmp_path):
+def test_a_sheet_of_some_items_has_all_sources():
     """Drawn in turn, whatever the order and the sizes of the sources are."""
     pairs = [
         {"id": f"{s}{n}", "source": s} for s, size in (("a", 20), ("b", 3)) for n in range(size)

@@ -25,7 +25,7 @@ def ends_with(message: str, size: int, *flags: object) -> None:
     assert ends[0].err.count("\n") == 1 and not any(end.err for end in ends[1:]), ends
 
 
-def test_wrong_numbers_of_ranks(rows_for_ranks, program, monkeypatch):
+def test_wrong_numbers_of_ranks(rows_for_ranks, program):
     flags = rows_for_ranks("sft")
     ends_with("--replicas is 3, must divide the number of processes, 4", 4, *flags, "--replicas", 3)
     line = "--device is cuda, but PyTorch finds no GPU; leave it out, or say cpu"
@@ -71,7 +71,7 @@ def test_mistakes_and_a_dry_run_are_printed_once(rows_for_ranks):
     assert not any(end.out or end.err for end in (ends[1], ends[3]))
 
 
-def test_idle_ranks_are_named(rows_for_ranks, tmp_path):
+def test_idle_ranks_are_named(rows_for_ranks):
     end = train_on(4, *rows_for_ranks("sft"), "--out", "o", "--steps", 1)
     steps, rows = map(int, re.search(r"plan: (\d+) steps, (\d+) rows", end.out).groups())
     assert steps * 3 - 2 <= rows <= steps * 3  # of four places each

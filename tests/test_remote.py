@@ -320,7 +320,7 @@ def test_killed_between_any_two_changes_of_files(tmp_path, rough):
 TOO_LONG = "This model's maximum context length is 8 tokens, however you requested 9"
 
 
-def test_a_prompt_that_is_too_long_fails_alone_and_is_asked_again(tmp_path, fails, capsys):
+def test_a_prompt_that_is_too_long_fails_alone_and_is_asked_again(tmp_path, fails):
     output, refuse = tmp_path / "out.jsonl", True
 
     def script(seen: Seen) -> servers.Reply | None:

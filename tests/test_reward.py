@@ -211,7 +211,7 @@ def test_the_second_stage_mixes_transcripts_and_pairs(program, flags, tmp_path):
     assert "--probabilities are 3 shares, --data names 2 files: each file needs one" in message
 
 
-def test_a_reward_model_as_a_start_of_dpo_is_refused(program, flags, tmp_path):
+def test_a_reward_model_as_a_start_of_dpo_is_refused(program, flags):
     program("janus-rm-7b", *flags, "--out", "one", "--steps", 1)
     message = program.fails("janus-dpo-7b", "--model", "one/model", *flags[2:])
     assert "one/model is a reward model (it has value_head.weight), needed is a language" in message

@@ -313,7 +313,7 @@ def test_a_reward_that_is_no_number_names_the_pair(tmp_path, world, value):
     assert [path.name for path in (tmp_path / "out").iterdir()] == []
 
 
-def test_an_earlier_result_does_not_outlive_its_rewards(small, tmp_path, monkeypatch):
+def test_an_earlier_result_does_not_outlive_its_rewards(small, tmp_path):
     evaluated(small, tmp_path, [pair("Yes.")])
     (tmp_path / "out/scores.jsonl.tmp").mkdir()  # so that writing them fails
     with pytest.raises(OSError):

@@ -334,7 +334,7 @@ def test_filters_have_bounds(values, message):
         Filters(**values)
 
 
-def test_filters_are_flags(tmp_path):
+def test_filters_are_flags():
     parser = Parser("")
     add_fields(parser, Filters)
     given = "--bench a.csv b.csv --no-keep-overlap --limit 3 --near-duplicates 0.5".split()

@@ -148,7 +148,7 @@ def test_a_damaged_state_is_skipped_with_a_line(trained, tmp_path, capsys, damag
     assert newest_state(tmp_path) is None
 
 
-def test_a_damaged_state_of_a_later_step_does_not_displace_a_new_one(trained, tmp_path, capsys):
+def test_a_damaged_state_of_a_later_step_does_not_displace_a_new_one(trained, tmp_path):
     """It was skipped, so that earlier steps are saved again."""
     for step in (2, 6):
         save(*trained, step, tmp_path, keep=2)

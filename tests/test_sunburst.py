@@ -215,7 +215,7 @@ def test_names_in_the_page_stay_names(tmp_path):
     assert f"<p>{tree['description']} Click an arc" in text
 
 
-def test_the_page_asks_the_network_for_nothing(tmp_path):
+def test_the_page_asks_the_network_for_nothing():
     text = page(tree_of_hierarchy(TEMPLATE.with_name("hierarchy.json")), "Seeds")
     assert "<h1>Seeds</h1>" in text and "@@" not in text
     assert not re.search(r"https?:|//[a-z]|\bsrc=|\bhref=|@import|fetch\(|XMLHttp|import\(", text)
