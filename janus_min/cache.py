@@ -66,7 +66,7 @@ class Cache:
     def _store(self, places: tuple[Tensor, Tensor], layer: int, k: Tensor, v: Tensor) -> None:
         """Puts k and v (N, G, Dh) to the places of `places_of`."""
         for store, new in zip(self.layers[layer], (k, v)):
-            store.index_put_(places, new.flatten(0, 1))
+            store.index_put_(places, new)
 
     def step(self, lengths: Tensor, spans: list[tuple[int, int, int]]) -> Attend:
         """What attends while the first B slots get one more token each, at position lengths[b].
@@ -84,11 +84,11 @@ class Cache:
             # The query heads of a group stand as rows of one matrix, (B·G, H/G, Dh): keys and
             # values are not copied.
             rows = q.reshape(B * G, -1, q.shape[-1])
-            mixed = []
+            mixed = torch.empty_like(rows)
             for (first, end, T), mask in zip(spans, masks):
                 own = slice(first * G, end * G)
-                mixed.append(look_up(rows[own], keys[own, :T], values[own, :T], mask))
-            return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).reshape(q.shape)
+                look_up(rows[own], keys[own, :T], values[own, :T], mask, out=mixed[own])
+            return mixed.reshape(q.shape)
 
         return attend
 
@@ -106,8 +106,8 @@ class Cache:
 
 
 def places_of(heads: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of N tokens, each in its heads (N, G) at its position (N,): two times (N·G,)."""
-    return heads.flatten(), positions[:, None].expand_as(heads).flatten()
+    """The places of N tokens, each in its heads (N, G) at its position (N,): two times (N, G)."""
+    return heads, positions[:, None].expand_as(heads)
 
 
 def by_definition(x: Tensor) -> bool:
@@ -115,13 +115,15 @@ def by_definition(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and not x.is_cuda
 
 
-def look_up(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q·Kᵀ/√Dh + mask)·V for each of B·G heads of keys: q (B·G, H/G, Dh), keys and values
-    (B·G, T, Dh), mask (B·G, 1, T). Returns (B·G, H/G, Dh).
+def look_up(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, out: Tensor) -> None:
+    """out = softmax(q·Kᵀ/√Dh + mask)·V for each of B·G heads of keys: q and out (B·G, H/G, Dh),
+    keys and values (B·G, T, Dh), mask (B·G, 1, T).
     """
     if by_definition(q):
-        scores = torch.baddbmm(mask, q, keys.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
-        return torch.bmm(scores.softmax(-1), values)
+        scores = torch.bmm(q, keys.transpose(1, 2))
+        torch.add(mask, scores, alpha=q.shape[-1] ** -0.5, out=scores)
+        torch.bmm(scores.softmax(-1), values, out=out)
+        return
     with sdpa_kernel(MASKED) if q.is_cuda else nullcontext():
         # As heads of one sequence.
-        return F.scaled_dot_product_attention(q[None], keys[None], values[None], mask[None])[0]
+        out.copy_(F.scaled_dot_product_attention(q[None], keys[None], values[None], mask[None])[0])

@@ -83,7 +83,7 @@ class PackedGate:
         self.gate, self.up = Packed(mlp.gate_proj.weight), Packed(mlp.up_proj.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        gate = F.silu(self.gate(x))
+        gate = F.silu(self.gate(x), inplace=True)
         linear = torch.ops.mkldnn._linear_pointwise
         return linear.binary(x, gate, self.up.weight, None, "mul")
 
@@ -124,14 +124,15 @@ class DecoderBlock:
 
     def __call__(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         q, k, v = self.split(x, table)
-        x = x + self.o(attend(self.layer, q, k, v).flatten(-2))
-        return x + self.down(self.gated(self.norms[1](x)))
+        x += self.o(attend(self.layer, q, k, v).flatten(-2))
+        x += self.down(self.gated(self.norms[1](x)))
+        return x
 
     def split(self, x: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (N, H, Dh), keys and values (N, G, Dh)."""
         H, G, _ = self.heads
         qkv = self.qkv(self.norms[0](x)).unflatten(-1, (-1, self.head_dim))  # (N, H + 2G, Dh)
-        q, k = turned(qkv, H + G, table).split([H, G], dim=1)
+        q, k = turned(qkv[:, : H + G], table).split([H, G], dim=1)
         return q, k, qkv[:, H + G :]
 
 
@@ -154,13 +155,14 @@ def normalisation(norm: RMSNorm) -> Callable[[Tensor], Tensor]:
     return norm if weight.is_cuda or weight.dtype.itemsize < 4 else Norm(norm)
 
 
-def turned(x: Tensor, heads: int, table: tuple[Tensor, Tensor]) -> Tensor:
-    """`model.rotate` of the first heads, by a table whose sines have the signs of (−x_{j+Dh/2},
-    x_j) already.
-    """
+def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """`model.rotate` of x (N, heads, Dh) by cosines (N, 1, Dh) and sines (N, 1, Dh/2)."""
     cos, sin = table
-    other = x.roll(x.shape[-1] // 2, -1)[:, :heads]  # of all: PyTorch rolls parts slowly
-    return torch.addcmul(x[:, :heads] * cos, other, sin).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    turned = x * cos
+    for half, other, sign in zip(turned.chunk(2, dim=-1), (second, first), (-1, 1)):
+        half.addcmul_(other, sin, value=sign)  # in place: fewer passes than a sum
+    return turned.to(x.dtype)
 
 
 class Decoder:
@@ -180,8 +182,7 @@ class Decoder:
         # Rotary angles of all positions, in fp32 as everywhere.
         places = torch.arange(self.config.max_position_embeddings, device=self.device)
         self.cos, sin = rotary_table(places, self.config)
-        first, second = sin.chunk(2, dim=-1)
-        self.sin = torch.cat([-first, second], dim=-1)
+        self.sin = sin.chunk(2, dim=-1)[0].contiguous()  # the other half is the same
 
     def __call__(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """tokens, positions (N,) -> hidden states (N, D), normalised."""

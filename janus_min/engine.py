@@ -28,7 +28,9 @@ from janus_min.sampling import Completion, Request, Sampling, limits, sample, si
 from janus_min.tokenizer import EOS
 from kernels.attention import tile_tables
 
-ROW_TOKENS = 1024  # of prompts that are computed together
+# Of prompts that are computed together. With 1,024, a block's results are large enough for malloc to
+# give them back each time, and the system clears their pages for the next block anew.
+ROW_TOKENS = 512
 # Slots up to which a CPU computes those in use and no other one. With more, a step takes little
 # longer for a few more, and oneDNN prepares products anew for each number of rows.
 FEW = 16

@@ -13,8 +13,9 @@ from janus_min.model import Policy
 GIB = 1 << 30
 # Bytes for each entry of the vocabulary, beside the logits as the model gives them. A draw: logits
 # in fp32, sorted probabilities (4 each), their ids (8), sums, differences (4 each), a mask (1). The
-# likeliest token: logits in fp32, divided, multiplied, chosen from both (4 each), a mask (1).
-DRAW_BYTES, GREEDY_BYTES = 25, 17
+# likeliest token: logits divided, multiplied, chosen from both (4 each), a mask (1), and a copy of
+# 16-bit logits in fp32.
+DRAW_BYTES, GREEDY_BYTES, COPY_BYTES = 25, 13, 4
 ROW_BYTES = 44  # of a token: its numbers in `row.Row`
 
 
@@ -31,20 +32,19 @@ def footprint(
     """
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     H, G, Dh = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    width, wide = dtype.itemsize, max(dtype.itemsize, 4)  # wide: what is turned is at least fp32
+    width = dtype.itemsize
     with torch.device("meta"):
         weights = sum(p.numel() for p in Policy(config, "torch").parameters()) * width
     cache = 2 * config.num_hidden_layers * slots * T * G * Dh * width
-    # A block's input, its queries, keys and values, and then: the same with their halves swapped
-    # and what both are turned into, or, when they are turned, the sum, and the halves of the MLP,
-    # one activated, and their product.
-    qkv, qk = (H + 2 * G) * Dh, (H + G) * Dh
-    turning = (D + 2 * qkv) * width + 2 * qk * wide
-    mlp = (2 * D + qkv + qk + 4 * F) * width
-    prompts = row_tokens * (max(turning, mlp) + 2 * Dh * 4 + ROW_BYTES)
-    step = slots * V * (width + (GREEDY_BYTES if greedy else DRAW_BYTES))
+    # A block's input, the same normalised, queries, keys and values, what they were turned from,
+    # the halves of the MLP, one activated, and their product. Turning itself needs less.
+    block = (2 * D + (H + 2 * G) * Dh + (H + G) * Dh + 4 * F) * width
+    angles = 3 * Dh // 2 * 4  # of a position: cosines twice, sines
+    prompts = row_tokens * (block + angles + ROW_BYTES)
+    likeliest = GREEDY_BYTES + (COPY_BYTES if width < 4 else 0)
+    step = slots * V * (width + (likeliest if greedy else DRAW_BYTES))
     # Rotary angles, tokens that were seen, chances.
-    held = 2 * config.max_position_embeddings * Dh * 4 + slots * (V + (0 if greedy else T * 8))
+    held = config.max_position_embeddings * angles + slots * (V + (0 if greedy else T * 8))
     return {"weights": weights, "cache": cache, "passes": max(prompts, step) + held}
 
 
