@@ -159,10 +159,10 @@ def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     """`model.rotate` of x (N, heads, Dh) by cosines (N, 1, Dh) and sines (N, 1, Dh/2)."""
     cos, sin = table
     first, second = x.chunk(2, dim=-1)
-    turned = x * cos
-    for half, other, sign in zip(turned.chunk(2, dim=-1), (second, first), (-1, 1)):
+    whole = x * cos
+    for half, other, sign in zip(whole.chunk(2, dim=-1), (second, first), (-1, 1)):
         half.addcmul_(other, sin, value=sign)  # in place: fewer passes than a sum
-    return turned.to(x.dtype)
+    return whole.to(x.dtype)
 
 
 class Decoder:

@@ -28,8 +28,8 @@ from janus_min.sampling import Completion, Request, Sampling, limits, sample, si
 from janus_min.tokenizer import EOS
 from kernels.attention import tile_tables
 
-# Of prompts that are computed together. With 1,024, a block's results are large enough for malloc to
-# give them back each time, and the system clears their pages for the next block anew.
+# Of prompts that are computed together. With 1,024, what a block computes is so large that malloc
+# returns it to the system each time, which clears the same pages anew for the next block.
 ROW_TOKENS = 512
 # Slots up to which a CPU computes those in use and no other one. With more, a step takes little
 # longer for a few more, and oneDNN prepares products anew for each number of rows.

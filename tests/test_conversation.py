@@ -61,21 +61,26 @@ def tokenizer(world):
     return Tokenizer(world)
 
 
+def reader(*lines):
+    """Reads these lines, then the end. An exception among them is raised there."""
+    waiting = iter([*lines, EOFError()])
+
+    def read_line():
+        line = next(waiting)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    return read_line
+
+
 @pytest.fixture
 def chat(tokenizer):
-    """Has lines read, an exception among them raised. Returns the conversation and what was
-    written."""
+    """Has lines read. Returns the conversation and what was written."""
 
     def chat(stream, *lines, system=None, context=200, **more):
-        waiting, written = iter([*lines, EOFError()]), []
-
-        def read_line():
-            line = next(waiting)
-            if isinstance(line, BaseException):
-                raise line
-            return line
-
-        found = converse(stream, tokenizer, context, system, read_line, written.append, **more)
+        written = []
+        found = converse(stream, tokenizer, context, system, reader(*lines), written.append, **more)
         return found, "".join(written)
 
     return chat
@@ -176,19 +181,14 @@ def test_an_answer_that_is_cut_before_its_first_word_is_forgotten(chat, ids):
 
 def test_an_interrupt_while_writing_ends_the_answer_too(tokenizer, ids):
     """The stream is closed, so that whoever computes it can clean up."""
-    stub, lines, written = Stub(ids("Water falls.")), iter(["Rain?"]), []
-
-    def read_line():
-        for line in lines:
-            return line
-        raise EOFError
+    stub, written = Stub(ids("Water falls.")), []
 
     def write(text):
         written.append(text)
         if len(written) == 3:  # the greeting and two pieces
             raise KeyboardInterrupt
 
-    found = converse(stub, tokenizer, 200, None, read_line, write)
+    found = converse(stub, tokenizer, 200, None, reader("Rain?"), write)
     assert [turn.stop for turn in found.turns] == ["cut"] and stub.open == 0
     assert found.turns[0].answer == "".join(written[1:3]) != "Water falls."
 
@@ -197,15 +197,9 @@ def test_an_interrupt_while_writing_ends_the_answer_too(tokenizer, ids):
 def test_half_a_letter_is_no_part_of_a_cut_answer(mistral_tokenizer, cut):
     """What is shown is what is kept. An answer that ends there itself has U+FFFD for each byte."""
     tokens = mistral_tokenizer.encode(["So 🦩"])[0][:-1]
-    lines, written = iter(["Hi"]), []
+    written = []
     stub = Stub([*tokens, KeyboardInterrupt()] if cut else tokens)
-
-    def read_line():
-        for line in lines:
-            return line
-        raise EOFError
-
-    found = converse(stub, mistral_tokenizer, 200, None, read_line, written.append)
+    found = converse(stub, mistral_tokenizer, 200, None, reader("Hi"), written.append)
     wanted = "So " if cut else mistral_tokenizer.decode(tokens)
     assert wanted.count("\ufffd") == (0 if cut else 3)
     assert found.turns[0].answer == wanted and "".join(written[1:]).startswith(f"{wanted}\n")
