@@ -194,6 +194,35 @@ def test_a_benchmark_without_all_answers_is_completed(program, tmp_path):
         assert server.paid == 4
 
 
+def test_a_prompt_for_toxicity_that_lacks_a_sample_has_the_others(program, tmp_path):
+    """Its place is not taken by another one when it comes."""
+    write(tmp_path / "in.jsonl", [{"prompt": {"text": text}} for text in ("So", "They")])
+    refusing = [True]
+
+    def script(seen):
+        about = question(seen.body), seen.body["seed"]
+        if about == ("They", 6) and refusing:
+            return Reply(200, chat("", finish="content_filter"))
+        return Reply(200, chat(" {}, {}".format(*about)))
+
+    with ChatServer(script=script) as server:
+        flags = ("--base-url", server.url, "--model", "stub", *FILES, "--benchmark", "toxicity")
+        flags = (*flags, "--n", 3, "--seed", 5)
+        assert "without an answer: 1 of 6, out.jsonl.failed.jsonl" in program.fails(*flags)
+        [failed] = read(tmp_path / "out.jsonl.failed.jsonl")
+        assert (failed["sample"], failed["reason"]) == (
+            1,
+            "after 3 attempts: filtered by the server",
+        )
+        texts = [[g["text"] for g in r["generations"]] for r in read(tmp_path / "out.jsonl")]
+        assert texts == [[" So, 5", " So, 6", " So, 7"], [" They, 5", " They, 7"]]
+        refusing.clear()
+        program(*flags, "--attempts", 4)
+    texts = [[g["text"] for g in r["generations"]] for r in read(tmp_path / "out.jsonl")]
+    assert texts == [[" So, 5", " So, 6", " So, 7"], [" They, 5", " They, 6", " They, 7"]]
+    assert not (tmp_path / "out.jsonl.failed.jsonl").exists()
+
+
 # Mistakes
 
 
