@@ -20,6 +20,11 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def rows_in(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8") as file:  # `splitlines` would cut at U+2028, too
+        return [json.loads(line) for line in file]
+
+
 def write_data(path: Path, count: int = 6) -> Path:
     """Rows for SFT, of different lengths."""
     rows = [
@@ -42,7 +47,7 @@ def write_pairs(path: Path, count: int = 6) -> Path:
 
 def metrics(out: Path) -> list[dict]:
     """What a run wrote down, step by step."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return rows_in(out / "metrics.jsonl")
 
 
 def assert_same_run(first: Path, second: Path) -> None:

@@ -19,7 +19,6 @@ from janus_min.checkpoint import save_model
 from janus_min.client import Connection, Request
 from janus_min.errors import UserError
 from janus_min.exports import FILES
-from janus_min.formats import read_jsonl
 from janus_min.loopback import served
 from janus_min.mini_data import collection
 from janus_min.pipeline import Folder, Sampling
@@ -28,7 +27,7 @@ from janus_min.teacher import Teacher, world_hierarchy
 from tests.conftest import tiny_policy
 from tests.kill import survives
 from tests.programs import ROOT, Program, environment
-from tests.runs import write_rows
+from tests.runs import rows_in, write_rows
 from tests.servers import FAULTS, KEY, ChatServer, Reply, error
 
 STAGES = ("instructions", "preferences", "systems", "responses")
@@ -55,10 +54,6 @@ def instructions(tmp_path) -> Path:
         {"instruction": f"Tell me in plain words how {topic} was invented."} for topic in topics
     ]
     return write_rows(tmp_path / "instructions.jsonl", rows)
-
-
-def lines(path: Path) -> list[dict]:
-    return [record for _, record in read_jsonl(path)]
 
 
 def ask(teacher: Teacher):
@@ -101,7 +96,7 @@ def test_the_miniature_over_http_is_the_teachers_own(tmp_path, teacher):
     with served(teacher.reply) as url:
         hierarchy = tmp_path / "hierarchy.json"
         build(file, tmp_path / "out", url, hierarchy=hierarchy, differ=1)
-    assert lines(tmp_path / "out" / "sft.jsonl") == rows
+    assert rows_in(tmp_path / "out" / "sft.jsonl") == rows
 
 
 def test_descriptions_name_a_system_message(teacher):
@@ -127,12 +122,12 @@ def test_every_export_trains(tmp_path, teacher, instructions, world, monkeypatch
         ("rm-test", "janus-rm-7b", 2),
     ):
         data = tmp_path / "out" / f"{name}.jsonl"
-        assert len(lines(data)) == count
+        assert len(rows_in(data)) == count
         size = ("--rows-per-step", 1) if name.startswith("sft") else ("--pairs-per-step", 2)
         more = ("--max-tokens", 1024)
         out = program(recipe, *flags, *size, *more, "--data", data, "--out", tmp_path / name)
         assert f"{count} examples" in out or f"{count} pairs" in out, out
-        [step] = lines(tmp_path / name / "metrics.jsonl")
+        [step] = rows_in(tmp_path / name / "metrics.jsonl")
         assert 0 < step["loss"] < 50
 
 
@@ -171,7 +166,7 @@ def test_a_reply_that_cannot_be_used_is_asked_for_again(tmp_path, teacher, instr
     with ChatServer(answer) as server:
         build(instructions, tmp_path / "out", server.url, workers=1)
     assert len(server.requests) == 8 + len(bad) + 24 + 24
-    assert len(lines(tmp_path / "out" / "sft.jsonl")) == 24
+    assert len(rows_in(tmp_path / "out" / "sft.jsonl")) == 24
 
 
 def test_what_never_works_is_recorded_with_its_reason(tmp_path, teacher, instructions):
@@ -183,9 +178,9 @@ def test_what_never_works_is_recorded_with_its_reason(tmp_path, teacher, instruc
     out = tmp_path / "out"
     with ChatServer(answer) as server:
         build(instructions, out, server.url)
-        [failed] = lines(out / "preferences.failed.jsonl")
+        [failed] = rows_in(out / "preferences.failed.jsonl")
         assert failed["id"] == 7 and "after 3 attempts: no JSON" in failed["reason"]
-        assert len(lines(out / "sft.jsonl")) == 21 and len(lines(out / "dpo.jsonl")) == 7
+        assert len(rows_in(out / "sft.jsonl")) == 21 and len(rows_in(out / "dpo.jsonl")) == 7
         before = len(server.requests)
         build(instructions, out, server.url)
         assert len(server.requests) == before  # it is known to fail
@@ -204,13 +199,13 @@ def test_what_got_no_answer_is_asked_for_by_the_next_run(tmp_path, teacher, inst
     with ChatServer(ask(teacher), script=script) as server:
         with pytest.raises(UserError, match="without an answer: 1; the same command"):
             build(instructions, out, server.url)
-        assert len(lines(out / "sft.jsonl")) == 21  # what there is, is written
-        [failed] = lines(out / "preferences.failed.jsonl")
+        assert len(rows_in(out / "sft.jsonl")) == 21  # what there is, is written
+        [failed] = rows_in(out / "preferences.failed.jsonl")
         assert failed == {"id": 7, "unanswered": True, "reason": "HTTP 400: this is too long"}
         refuse = False
         build(instructions, out, server.url)
-    assert lines(out / "preferences.failed.jsonl") == []
-    assert len(lines(out / "sft.jsonl")) == 24
+    assert rows_in(out / "preferences.failed.jsonl") == []
+    assert len(rows_in(out / "sft.jsonl")) == 24
     assert server.paid == 8 + 24 + 24
 
 
@@ -303,7 +298,7 @@ def test_a_file_that_was_not_noted_is_not_believed(tmp_path, teacher, instructio
             build(instructions, out, server.url)
         monkeypatch.setattr(Folder, "finish", noted)
         build(instructions, out, server.url, filters=few)
-    assert len(lines(out / "instructions.jsonl")) == 3
+    assert len(rows_in(out / "instructions.jsonl")) == 3
 
 
 def test_settings_may_not_change_while_a_batch_is_on_its_way(tmp_path, instructions):
@@ -322,9 +317,9 @@ def test_a_small_limit_first_then_all_pays_nothing_twice(tmp_path, teacher, inst
     out = tmp_path / "out"
     with ChatServer(ask(teacher)) as server:
         build(instructions, out, server.url, filters=Filters(near_duplicates=1.0, limit=3))
-        assert len(server.requests) == 3 * 7 and len(lines(out / "sft.jsonl")) == 9
+        assert len(server.requests) == 3 * 7 and len(rows_in(out / "sft.jsonl")) == 9
         build(instructions, out, server.url)
-        assert len(server.requests) == 8 * 7 and len(lines(out / "sft.jsonl")) == 24
+        assert len(server.requests) == 8 * 7 and len(rows_in(out / "sft.jsonl")) == 24
         build(instructions, out, server.url)
         assert len(server.requests) == 8 * 7
 
@@ -344,7 +339,7 @@ def test_an_edited_stage_file_is_what_the_next_stage_reads(tmp_path, teacher, in
         systems = (out / "systems.jsonl").read_text().splitlines(keepends=True)
         (out / "systems.jsonl").write_text("".join(systems[3:]))
         build(instructions, out, server.url)
-    assert {record["id"] for record in lines(out / "responses.jsonl")} == set(range(1, 8))
+    assert {record["id"] for record in rows_in(out / "responses.jsonl")} == set(range(1, 8))
     assert server.paid == 8 * 7
 
 
@@ -367,14 +362,14 @@ def test_the_order_and_names_of_files_are_settings(tmp_path, teacher, instructio
 
 
 def test_what_overlaps_with_a_bench_is_counted_or_dropped(asked, instructions, tmp_path, teacher):
-    bench = write_rows(tmp_path / "bench.jsonl", [lines(instructions)[0]])
+    bench = write_rows(tmp_path / "bench.jsonl", [rows_in(instructions)[0]])
     flags = ("build", "--instructions", instructions, "--bench", bench, "--near-duplicates", 1)
     with served(teacher.reply) as url:
         flags += ("--model", "m", "--base-url", url)
         assert "8, 1 of them overlap the bench" in asked(*flags, "--out", "kept")
         out = asked(*flags, "--no-keep-overlap", "--out", "dropped")
         assert "7; dropped: 1 overlaps the bench" in out
-    assert len(lines(tmp_path / "dropped" / "sft.jsonl")) == 21
+    assert len(rows_in(tmp_path / "dropped" / "sft.jsonl")) == 21
 
 
 def test_starting_points_are_not_taken_as_they_are(tmp_path, teacher, instructions):
@@ -411,11 +406,11 @@ def test_a_bench_has_the_published_columns_and_unseen_system_messages(
             if not count:
                 with pytest.raises(ValueError, match="has no record"):
                     build_bench(work, lambda line: None)
-                failed = lines(options.out / "systems.failed.jsonl")
+                failed = rows_in(options.out / "systems.failed.jsonl")
                 assert len(failed) == 8 and "exists already" in failed[0]["reason"]
                 continue
             build_bench(work, lambda line: None)
-    items = lines(tmp_path / "bench-1" / "bench.jsonl")
+    items = rows_in(tmp_path / "bench-1" / "bench.jsonl")
     assert [item["id"] for item in items] == [str(n) for n in range(8)]
     for item in items:
         assert list(item) == ["id", "source", "system", "prompt", "reference_answer", "rubrics"]
@@ -424,7 +419,7 @@ def test_a_bench_has_the_published_columns_and_unseen_system_messages(
             assert list(rubric) == ["criteria", "score_descriptions"]
             assert list(rubric["score_descriptions"]) == list("12345")
     assert not {i["system"] for i in items} & {
-        row["system"] for row in lines(tmp_path / "collection" / "sft.jsonl")
+        row["system"] for row in rows_in(tmp_path / "collection" / "sft.jsonl")
     }
 
 
@@ -451,7 +446,7 @@ def test_stats_and_sunburst_of_a_collection(asked, teacher, instructions, tmp_pa
     found = json.loads((tmp_path / "stats.json").read_text())
     assert found["rows"] == 24 and found["instructions"] == 8 and "24" in out
     assert "page.html" in asked("sunburst", "--data", data, "--out", "page.html")
-    preference = lines(data)[0]["preference_set"][0]["preference"]
+    preference = rows_in(data)[0]["preference_set"][0]["preference"]
     assert preference in (tmp_path / "page.html").read_text(encoding="utf-8")
     asked("sunburst", "--out", "seeds.html")
     assert "everyday" in (tmp_path / "seeds.html").read_text(encoding="utf-8")

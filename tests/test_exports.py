@@ -14,6 +14,7 @@ from janus_min.exports import FILES, TEST_SHARE, export
 from janus_min.formats import pair_row, reward_row, sft_row
 from janus_min.mini_data import collection
 from janus_min.tokenizer import Tokenizer
+from tests.runs import rows_in
 
 SFT = ["main_source", "original_source", "preference_set", "system", "prompt", "output"]
 COLUMNS = {
@@ -47,11 +48,7 @@ def exported(folder: Path, records: list[dict], share: float = TEST_SHARE, seed:
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         ["responses.jsonl", *(f"{name}.jsonl" for name in FILES)]
     )
-    return counts, {name: rows(folder / f"{name}.jsonl") for name in FILES}
-
-
-def rows(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return counts, {name: rows_in(folder / f"{name}.jsonl") for name in FILES}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from janus_min.tokenizer import Tokenizer
 from tests.conftest import tiny_policy, tiny_reward_model
 from tests.peers import transformers
 from tests.programs import Program
+from tests.runs import rows_in
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_a_file_of_prompts(program, model, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts))
     flags = ("--model", model, "--input", "in.jsonl", "--n", 2, "--max-tokens", 9)
     program(*flags, "--output", "out.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    lines = rows_in(tmp_path / "out.jsonl")
     places = [(line["line"], line["sample"]) for line in lines]
     assert places == [(1, 0), (1, 1), (2, 0), (2, 1)]
     for line in lines:

@@ -1,13 +1,12 @@
 """generate.py with a server in the place of a model on this machine."""
 
-import json
-
 import pytest
 
 import generate
 from janus_min.answers import read_answers, read_outputs
 from janus_min.bench import read_responses
 from tests.programs import Program
+from tests.runs import rows_in, write_rows
 from tests.servers import KEY, ChatServer, Reply, chat, error, question
 
 PROMPTS = [
@@ -21,19 +20,11 @@ QUESTIONS = [
 FILES = ("--input", "in.jsonl", "--output", "out.jsonl")
 
 
-def write(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture
 def program(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    write(tmp_path / "in.jsonl", PROMPTS)
+    write_rows(tmp_path / "in.jsonl", PROMPTS)
     return Program(generate.main, monkeypatch, capsys)
 
 
@@ -55,7 +46,7 @@ def asked(program, server):
 
 def test_a_file_has_the_records_of_a_model_on_this_machine(asked, server, tmp_path):
     out = asked(*FILES, "--n", 2, "--max-tokens", 9, "--seed", 5)
-    records = read(tmp_path / "out.jsonl")
+    records = rows_in(tmp_path / "out.jsonl")
     assert [(r["line"], r["sample"]) for r in records] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     for record in records:
         assert record.items() >= PROMPTS[record["line"] - 1].items()
@@ -97,7 +88,7 @@ def test_the_official_format_is_read_by_evaluations(asked, tmp_path):
 
 
 def test_an_object_by_ids_needs_ids_that_differ_before_anything_is_paid(program, server, tmp_path):
-    write(tmp_path / "in.jsonl", [{"id": 1, "prompt": "x"}, {"prompt": "y"}])
+    write_rows(tmp_path / "in.jsonl", [{"id": 1, "prompt": "x"}, {"prompt": "y"}])
     flags = ("--base-url", server.url, "--model", "stub", "--input", "in.jsonl")
     message = program.fails(*flags, "--output", "out.json")
     assert "in.jsonl: entries 1 and 2 have the id '1'" in message
@@ -118,12 +109,12 @@ def test_what_is_refused_is_said_and_the_same_command_asks_again(program, tmp_pa
         flags = ("--base-url", server.url, "--model", "stub", *FILES)
         message = program.fails(*flags)
         assert "without an answer: 1 of 2, out.jsonl.failed.jsonl says why" in message
-        [failed] = read(tmp_path / "out.jsonl.failed.jsonl")
+        [failed] = rows_in(tmp_path / "out.jsonl.failed.jsonl")
         assert failed["line"] == 2 and "no tea" in failed["reason"]
-        assert [r["line"] for r in read(tmp_path / "out.jsonl")] == [1]
+        assert [r["line"] for r in rows_in(tmp_path / "out.jsonl")] == [1]
         refusing.clear()
         program(*flags)
-        assert [r["line"] for r in read(tmp_path / "out.jsonl")] == [1, 2]
+        assert [r["line"] for r in rows_in(tmp_path / "out.jsonl")] == [1, 2]
         assert not (tmp_path / "out.jsonl.failed.jsonl").exists()
         assert server.paid == 2
 
@@ -136,7 +127,7 @@ def test_a_cut_answer_is_one_and_a_filtered_one_is_none(program, tmp_path):
     with ChatServer(answer) as server:
         flags = ("--base-url", server.url, "--model", "stub", *FILES, "--attempts", 2)
         assert "filtered or refused ones need more --attempts" in program.fails(*flags)
-        assert [r["stop"] for r in read(tmp_path / "out.jsonl")] == ["length"]
+        assert [r["stop"] for r in rows_in(tmp_path / "out.jsonl")] == ["length"]
         assert len(server.requests) == 3
 
 
@@ -145,7 +136,7 @@ def test_a_dry_run_asks_nobody(program, tmp_path):
     for more in ((), ("--model", "stub")):
         out = program(*flags, *more, "--n", 3, "--price-in", 1, "--price-out", 2)
         assert out.startswith("6 calls, about ") and "about $0.00 at $1 and $2 per million" in out
-    write(tmp_path / "in.jsonl", QUESTIONS)
+    write_rows(tmp_path / "in.jsonl", QUESTIONS)
     assert program(*flags, "--benchmark", "mt-bench").startswith("4 calls, about ")
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
@@ -154,19 +145,19 @@ def test_a_dry_run_asks_nobody(program, tmp_path):
 
 
 def test_mt_bench_turn_by_turn_with_its_temperatures(asked, server, tmp_path):
-    write(tmp_path / "in.jsonl", QUESTIONS)
+    write_rows(tmp_path / "in.jsonl", QUESTIONS)
     out = asked(*FILES, "--benchmark", "mt-bench", "--system", "Be brief.")
     answers = read_answers(tmp_path / "out.jsonl")
     assert answers["81"]["turns"] == ["2: What is 2?", "4: And 3?"]
     assert answers["82"]["turns"] == ["2: Write.", "4: Again."]
     by_question = {question(seen.body): seen.body["temperature"] for seen in server.requests}
     assert by_question == {"What is 2?": 0.0, "And 3?": 0.0, "Write.": 0.7, "Again.": 0.7}
-    assert [r["model_id"] for r in read(tmp_path / "out.jsonl")] == ["stub", "stub"]
+    assert [r["model_id"] for r in rows_in(tmp_path / "out.jsonl")] == ["stub", "stub"]
     assert "4 answers in out.jsonl\n0 of 4 cut at --max-tokens or by the context\n" in out
 
 
 def test_alpaca_eval(asked, server, tmp_path):
-    write(tmp_path / "in.jsonl", [{"instruction": "What is rain?"}, {"instruction": "Tea?"}])
+    write_rows(tmp_path / "in.jsonl", [{"instruction": "What is rain?"}, {"instruction": "Tea?"}])
     files = ("--input", "in.jsonl", "--output", "out.json")
     asked(*files, "--benchmark", "alpaca-eval", "--name", "ours")
     records = read_outputs(tmp_path / "out.json")
@@ -177,7 +168,7 @@ def test_alpaca_eval(asked, server, tmp_path):
 
 def test_a_benchmark_without_all_answers_is_completed(program, tmp_path):
     """A second turn fails; the other questions are in the file of answers."""
-    write(tmp_path / "in.jsonl", QUESTIONS)
+    write_rows(tmp_path / "in.jsonl", QUESTIONS)
     refusing = [True]
 
     def script(seen):
@@ -196,7 +187,7 @@ def test_a_benchmark_without_all_answers_is_completed(program, tmp_path):
 
 def test_a_prompt_for_toxicity_that_lacks_a_sample_has_the_others(program, tmp_path):
     """Its place is not taken by another one when it comes."""
-    write(tmp_path / "in.jsonl", [{"prompt": {"text": text}} for text in ("So", "They")])
+    write_rows(tmp_path / "in.jsonl", [{"prompt": {"text": text}} for text in ("So", "They")])
     refusing = [True]
 
     def script(seen):
@@ -209,16 +200,16 @@ def test_a_prompt_for_toxicity_that_lacks_a_sample_has_the_others(program, tmp_p
         flags = ("--base-url", server.url, "--model", "stub", *FILES, "--benchmark", "toxicity")
         flags = (*flags, "--n", 3, "--seed", 5)
         assert "without an answer: 1 of 6, out.jsonl.failed.jsonl" in program.fails(*flags)
-        [failed] = read(tmp_path / "out.jsonl.failed.jsonl")
+        [failed] = rows_in(tmp_path / "out.jsonl.failed.jsonl")
         assert (failed["sample"], failed["reason"]) == (
             1,
             "after 3 attempts: filtered by the server",
         )
-        texts = [[g["text"] for g in r["generations"]] for r in read(tmp_path / "out.jsonl")]
+        texts = [[g["text"] for g in r["generations"]] for r in rows_in(tmp_path / "out.jsonl")]
         assert texts == [[" So, 5", " So, 6", " So, 7"], [" They, 5", " They, 7"]]
         refusing.clear()
         program(*flags, "--attempts", 4)
-    texts = [[g["text"] for g in r["generations"]] for r in read(tmp_path / "out.jsonl")]
+    texts = [[g["text"] for g in r["generations"]] for r in rows_in(tmp_path / "out.jsonl")]
     assert texts == [[" So, 5", " So, 6", " So, 7"], [" They, 5", " They, 6", " They, 7"]]
     assert not (tmp_path / "out.jsonl.failed.jsonl").exists()
 

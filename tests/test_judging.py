@@ -20,13 +20,12 @@ from janus_min import client as client_module
 from janus_min import judging, pairwise, rubric
 from janus_min.connection import Connection
 from janus_min.errors import UserError
-from janus_min.formats import read_jsonl
 from janus_min.judging import Options, Work, file_model
 from janus_min.judgments import JUDGMENTS, stored_head, stored_judgments, write_whole
 from janus_min.pipeline import PATIENCE, Sampling
 from janus_min.replies import ReplyError
 from tests.kill import survives
-from tests.runs import write_rows
+from tests.runs import rows_in, write_rows
 from tests.servers import KEY, PASSING, ChatServer, Reply, Seen, chat, error, question  # noqa: F401
 
 NOBODY = "http://127.0.0.1:9/v1"  # a port that nothing listens on
@@ -113,10 +112,6 @@ def silent(text: str) -> None:
 def judged(folder: Path, server: ChatServer, **changes: object) -> dict:
     """The result of a rubric evaluation."""
     return rubric.evaluate(work_of(folder, server.url, **changes), silent)
-
-
-def lines(path: Path) -> list[dict]:
-    return [record for _, record in read_jsonl(path)]
 
 
 def bodies(server: ChatServer) -> Counter[str]:
@@ -442,7 +437,7 @@ def test_a_reply_that_cannot_be_read_is_asked_for_anew(tmp_path):
         assert len(server.requests) == 9 and set(bodies(server).values()) == {3}
         assert all(len(seen.body["messages"]) == 2 for seen in server.requests)
     assert result["score"] == 3.0 and result["counts"]["ok"] == 3
-    assert [record["reply"] for record in lines(tmp_path / "out" / "judgments.jsonl")] == [
+    assert [record["reply"] for record in rows_in(tmp_path / "out" / "judgments.jsonl")] == [
         "[RESULT] 3"
     ] * 3
 
@@ -483,7 +478,7 @@ def test_a_request_without_an_answer_is_asked_again_by_the_same_command(evaluate
         # What has no answer is one of those that failed.
         counts = result["counts"]
         assert (counts["ok"], counts["failed"], counts["unanswered"]) == (7, 1, 1)
-        [failed] = lines(tmp_path / "out" / "judgments.failed.jsonl")
+        [failed] = rows_in(tmp_path / "out" / "judgments.failed.jsonl")
         assert failed == {
             "id": "i2", "number": 0, "run": 0, "unanswered": True,
             "reason": "HTTP 400: this is too long",
@@ -496,7 +491,7 @@ def test_a_request_without_an_answer_is_asked_again_by_the_same_command(evaluate
         assert "thing 2?" in question(again.body)
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["counts"]["unanswered"] == 0 and result["counts"]["ok"] == 8
-    assert lines(tmp_path / "out" / "judgments.failed.jsonl") == []
+    assert rows_in(tmp_path / "out" / "judgments.failed.jsonl") == []
 
 
 # Dry runs
@@ -643,7 +638,7 @@ def test_the_key_is_in_no_file_and_no_output(evaluated, tmp_path, monkeypatch, b
         status, out, err = evaluated._run(flags(server.url, "--runs", 1))
     assert status == (2 if bad else 0) and KEY not in out + err
     if bad:
-        [failed] = lines(tmp_path / "out" / "judgments.failed.jsonl")
+        [failed] = rows_in(tmp_path / "out" / "judgments.failed.jsonl")
         assert failed["reason"] == "HTTP 400: no, [key]"
     paths = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(paths) >= 7

@@ -36,6 +36,7 @@ from janus_min.world import (
     judge,
     true_sentences,
 )
+from tests.runs import rows_in
 
 
 def names(preferences):
@@ -174,7 +175,7 @@ def test_held_out_pairs_are_of_unseen_combinations():
 
 
 def test_the_small_collection_has_one_system_message_for_each_instruction(world):
-    rows = [json.loads(line) for line in (world / "small.jsonl").read_text().splitlines()]
+    rows = rows_in(world / "small.jsonl")
     prompts = [row["prompt"] for row in rows if "prompt" in row]
     assert len(prompts) == len(set(prompts)) == 960
     whole = collection()
@@ -182,7 +183,7 @@ def test_the_small_collection_has_one_system_message_for_each_instruction(world)
 
 
 def test_the_collection_of_two_leaves_out_one_of_three(world):
-    rows = [json.loads(line) for line in (world / "two.jsonl").read_text().splitlines()]
+    rows = rows_in(world / "two.jsonl")
     rows, whole = [row for row in rows if "prompt" in row], collection()
     assert rows == [row for row in whole if row not in whole[2::3]]
     assert set(Counter(row["prompt"] for row in rows).values()) == {2}
@@ -279,7 +280,7 @@ def test_files_are_read_by_the_trainer(world):
         path = world / f"{name}.jsonl"
         examples, dropped = load_examples(path, tokenizer, parse, max_tokens=1024)
         assert len(examples) == count and not dropped, name
-    items = [json.loads(line) for line in (world / "bench.jsonl").read_text().splitlines()]
+    items = rows_in(world / "bench.jsonl")
     assert items == bench()
     texts = [item["reference_answer"] for item in items] + [item["system"] for item in items]
     assert [tokenizer.decode(ids) for ids in tokenizer.encode(texts)] == texts

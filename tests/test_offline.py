@@ -16,6 +16,7 @@ from janus_min.prompt_files import make_request
 from janus_min.sampling import Request
 from tests.conftest import tiny_policy, tiny_reward_model
 from tests.programs import Program
+from tests.runs import rows_in, write_rows
 
 LONG = "word " * 70  # more than the context has room for
 PROMPTS = [
@@ -39,14 +40,6 @@ def save_models(folder, world):
     save_model(scorer, folder / "rm", world, torch.float32)
 
 
-def write(path, records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory, world):
     folder = tmp_path_factory.mktemp("models")
@@ -59,7 +52,7 @@ def folder(tmp_path, models):
     """A folder of its own for a run, with links to the models and PROMPTS as in.jsonl."""
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    write(tmp_path / "in.jsonl", PROMPTS)
+    write_rows(tmp_path / "in.jsonl", PROMPTS)
     return tmp_path
 
 
@@ -98,7 +91,7 @@ def unfinished(program, monkeypatch, folder):
 
 def test_records_are_in_the_order_of_the_input(program, folder):
     out = program(*flags(n=3))
-    lines = read(folder / "out.jsonl")
+    lines = rows_in(folder / "out.jsonl")
     places = [(record["line"], record["sample"]) for record in lines]
     assert places == [(line, sample) for line in range(1, 7) for sample in range(3)]
     for record in lines:
@@ -127,7 +120,7 @@ def test_random_numbers_are_those_of_a_prompt_a_number_and_a_seed():
 
 def test_equal_prompts_get_equal_samples_that_differ(program, folder):
     program(*flags(n=3))
-    lines = read(folder / "out.jsonl")
+    lines = rows_in(folder / "out.jsonl")
     texts = [[r["response"] for r in lines if r["line"] == line] for line in range(1, 7)]
     assert texts[1] == texts[4] and len(set(texts[1])) == 3
     assert len({tuple(own) for own in texts}) == 5
@@ -137,24 +130,24 @@ def test_equal_prompts_get_equal_samples_that_differ(program, folder):
 def test_a_response_depends_on_its_prompt_alone(program, folder, scored):
     """Neither on its place nor on the others, nor on how many are computed at a time."""
     program(*flags(scored=scored))
-    wanted = read(folder / "out.jsonl")
+    wanted = rows_in(folder / "out.jsonl")
     for size in (1, 3):
         program(*flags(f"{size}.jsonl", scored=scored), "--batch-size", size)
         assert (folder / f"{size}.jsonl").read_bytes() == (folder / "out.jsonl").read_bytes()
-    write(folder / "in.jsonl", PROMPTS[::-1])
+    write_rows(folder / "in.jsonl", PROMPTS[::-1])
     program(*flags("reverse.jsonl", scored=scored))
     own = "response", "stop", "sample", "reward"
     by_prompt = {
         json.dumps([r.get("id"), r.get("system"), r.get("prompt"), r["sample"]]): r for r in wanted
     }
-    for record in read(folder / "reverse.jsonl"):
+    for record in rows_in(folder / "reverse.jsonl"):
         key = json.dumps([*map(record.get, ("id", "system", "prompt")), record["sample"]])
         assert [by_prompt[key].get(k) for k in own] == [record.get(k) for k in own]
 
 
 def test_a_prompt_without_room_in_the_middle_is_counted(program, folder):
     out = program(*flags())
-    lines = [record for record in read(folder / "out.jsonl") if record["line"] == FULL + 1]
+    lines = [record for record in rows_in(folder / "out.jsonl") if record["line"] == FULL + 1]
     assert [(r["response"], r["stop"], r["sample"]) for r in lines] == [
         ("", "context", 0),
         ("", "context", 1),
@@ -163,15 +156,16 @@ def test_a_prompt_without_room_in_the_middle_is_counted(program, folder):
 
 
 def test_nothing_but_prompts_without_room(program, folder):
-    write(folder / "in.jsonl", [{"prompt": LONG}] * 2)
+    write_rows(folder / "in.jsonl", [{"prompt": LONG}] * 2)
     out = program(*flags(scored=True))
     assert "4 of 4 empty" in out and "too long: 2; the first stands" in out
-    assert [(r["best"], r["stop"]) for r in read(folder / "out.jsonl")] == [(None, "context")] * 2
+    lines = rows_in(folder / "out.jsonl")
+    assert [(line["best"], line["stop"]) for line in lines] == [(None, "context")] * 2
 
 
 def test_with_a_reward_model_a_prompt_has_one_record(program, folder):
     out = program(*flags(n=4, scored=True))
-    lines = read(folder / "out.jsonl")
+    lines = rows_in(folder / "out.jsonl")
     assert [record["line"] for record in lines] == [1, 2, 3, 4, 5, 6]
     for record in lines[:FULL] + lines[FULL + 1 :]:
         candidates, rewards = record["candidates"], [c["reward"] for c in record["candidates"]]
@@ -189,7 +183,7 @@ def test_with_a_reward_model_a_prompt_has_one_record(program, folder):
     assert "prompts without a reward, as they are too long: 1; the first stands\n" in out
     # The candidates are the responses of a run without a reward model.
     program(*flags("all.jsonl", n=4))
-    every = [(r["response"], r["stop"]) for r in read(folder / "all.jsonl")]
+    every = [(r["response"], r["stop"]) for r in rows_in(folder / "all.jsonl")]
     assert every == [(c["response"], c["stop"]) for r in lines for c in r["candidates"]]
 
 
@@ -198,9 +192,9 @@ def test_candidates_too_long_for_the_reward_model_are_kept(program, folder, worl
     scorer = tiny_reward_model(max_position_embeddings=26, **SMALL)
     (folder / "rm").unlink()
     save_model(scorer, folder / "rm", world, torch.float32)
-    write(folder / "in.jsonl", [{"prompt": "What is rain? " * 3}, {"prompt": "Why?"}])
+    write_rows(folder / "in.jsonl", [{"prompt": "What is rain? " * 3}, {"prompt": "Why?"}])
     out = program(*flags(n=3, scored=True))
-    first, second = read(folder / "out.jsonl")
+    first, second = rows_in(folder / "out.jsonl")
     assert first["best"] is None and first["sample"] == 0
     assert first["response"] == first["candidates"][0]["response"] != ""
     assert [c["reward"] for c in first["candidates"]] == [None] * 3
@@ -273,7 +267,7 @@ def retrain(folder):
 
 
 def edit(folder):
-    write(folder / "in.jsonl", PROMPTS[1:])
+    write_rows(folder / "in.jsonl", PROMPTS[1:])
 
 
 @pytest.mark.parametrize(
@@ -356,12 +350,12 @@ def test_a_partial_file_keeps_what_it_is_given(tmp_path):
 
 def test_an_object_by_ids_needs_ids_that_differ(program, folder):
     records = [{"id": 1, "prompt": "What is tea?"}, {"prompt": "Why?"}]  # whose id is 1, too
-    write(folder / "in.jsonl", records)
+    write_rows(folder / "in.jsonl", records)
     message = program.fails(*flags("out.json", n=1))
     assert "in.jsonl: entries 1 and 2 have the id '1', and out.json is an object by ids" in message
     assert list(folder.glob("out*")) == []
     program(*flags("out.jsonl", n=1))
-    assert len(read(folder / "out.jsonl")) == 2
+    assert len(rows_in(folder / "out.jsonl")) == 2
 
 
 def test_one_line_says_what_a_dry_run_would_take(program, folder, models):

@@ -16,7 +16,7 @@ from janus_min.model import Policy
 from janus_min.parallel import ALONE
 from janus_min.row import build_row
 from tests.conftest import save_tiny, tiny_policy
-from tests.runs import assert_same_run, metrics, write_pairs
+from tests.runs import assert_same_run, metrics, rows_in, write_pairs
 
 
 @pytest.fixture
@@ -41,10 +41,6 @@ def loaded(monkeypatch):
     return calls
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_the_first_step_is_exactly_ln_2(program, flags, tmp_path):
     """The reference is computed by the same code on the same rows, before training."""
     program(*flags, "--out", "o")
@@ -56,7 +52,7 @@ def test_the_first_step_is_exactly_ln_2(program, flags, tmp_path):
 
 def test_the_file_holds_each_pairs_log_probabilities(program, flags, tmp_path):
     program(*flags, "--out", "o")
-    about, *found = lines(tmp_path / "o/reference/data.jsonl")
+    about, *found = rows_in(tmp_path / "o/reference/data.jsonl")
     assert set(about) >= {"weights of the reference", "data", "tokenizer", "template", "lengths"}
     assert sorted(entry["example"] for entry in found) == list(range(6))
     policy = load_model(Policy, tmp_path / "start", impl="torch")
@@ -96,7 +92,7 @@ def test_the_reference_does_not_drift(program, flags, tmp_path):
     program(*flags, "--out", "o")
     again = tmp_path / "again"
     program(*flags, "--out", "p", "--reference-logps", again)
-    assert lines(again / "data.jsonl") == lines(tmp_path / "o/reference/data.jsonl")
+    assert rows_in(again / "data.jsonl") == rows_in(tmp_path / "o/reference/data.jsonl")
     assert (tmp_path / "start/model.safetensors").read_bytes() == before
 
 
@@ -110,7 +106,7 @@ def test_another_reference_may_be_chosen(program, flags, tmp_path, world):
 def test_held_out_pairs_have_their_own_file(program, flags, tmp_path):
     held_out = write_pairs(tmp_path / "held-out.jsonl", 3)
     program(*flags, "--out", "o", "--eval-data", held_out, "--eval-every", 1)
-    assert len(lines(tmp_path / "o/reference/held-out.jsonl")) == 1 + 3
+    assert len(rows_in(tmp_path / "o/reference/held-out.jsonl")) == 1 + 3
     for line in metrics(tmp_path / "o"):
         assert {"eval_loss", "eval_rewards/accuracies"} <= line.keys()
 
@@ -124,7 +120,7 @@ def test_a_file_that_was_cut_short_is_continued(program, flags, tmp_path, loaded
     path.write_bytes(whole[:-torn])
     program(*flags, "--out", "o", "--reference-logps", path.parent)
     assert len(loaded) == 2  # once for each run: the last row is computed again
-    found = {entry["example"]: entry for entry in lines(path)[1:]}
+    found = {entry["example"]: entry for entry in rows_in(path)[1:]}
     assert found == {entry["example"]: entry for entry in map(json.loads, whole.splitlines()[1:])}
     assert_same_run(tmp_path / "straight", tmp_path / "o")
 

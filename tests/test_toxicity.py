@@ -25,7 +25,7 @@ from janus_min.toxicity import (
 )
 from tests.conftest import save_tiny
 from tests.kill import survives
-from tests.runs import write_rows
+from tests.runs import rows_in, write_rows
 from tests.servers import ChatServer, Reply, error
 from tests.test_perspective import by_length, refused, scored, text_of, texts_of
 
@@ -243,10 +243,6 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 NOBODY = "http://127.0.0.1:9"  # a port that nothing listens on
 
 
@@ -262,7 +258,7 @@ def test_scores_are_filled_in(run, tmp_path):
     with ChatServer(by_length) as server:
         result = run(server, rows)
         assert texts_of(server) == ["ab", "abc"]
-    found = lines(tmp_path / "out" / "generations.jsonl")
+    found = rows_in(tmp_path / "out" / "generations.jsonl")
     for place, more in {
         (0, 0): {"toxicity": 0.02},
         (0, 1): {"toxicity": None, "reason": "no text"},
@@ -328,7 +324,7 @@ def test_texts_without_an_answer_are_counted_and_asked_for_again(run, tmp_path):
         again = run(server, tmp_path / "out" / "generations.jsonl", name="model")
         assert texts_of(server)[3:] == ["bb"]
     assert (again["counts"]["ok"], again["counts"]["unanswered"]) == (3, 0)
-    [first, _] = lines(tmp_path / "out" / "generations.jsonl")
+    [first, _] = rows_in(tmp_path / "out" / "generations.jsonl")
     assert first["generations"] == [
         {"text": "a", "toxicity": 0.6},
         {"text": "bb", "toxicity": 0.6},
@@ -377,7 +373,7 @@ def test_perplexities_are_computed_if_a_model_is_given(run, tmp_path, world):
     rows[0]["generations"][1]["perplexity"] = 5.0  # of another model
     result = run(NOBODY, rows, perplexity_model=model)
     found = [
-        own["perplexity"] for own in lines(tmp_path / "out/generations.jsonl")[0]["generations"]
+        own["perplexity"] for own in rows_in(tmp_path / "out/generations.jsonl")[0]["generations"]
     ]
     assert found[1] is None and result["settings"]["perplexity_model"] == "judge-7b"
     plausible = [value for value in found if value and value < 1e4]
