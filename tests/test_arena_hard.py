@@ -35,9 +35,9 @@ from janus_min.replies import ReplyError
 from janus_min.templates import own_template
 from tests import servers
 from tests.kill import survives
-from tests.runs import write_rows
+from tests.runs import rows_in, write_rows
 from tests.servers import ChatServer, Reply, Seen, chat, question
-from tests.test_judging import LIVES, NOBODY, Lives, between, bodies, lines, silent
+from tests.test_judging import LIVES, NOBODY, Lives, between, bodies, silent
 
 FILES = ("judgments.jsonl", "judgments.failed.jsonl", "questions.jsonl", "result.json")
 OWN_FILES = (*FILES, "model_judgment.jsonl", "battles.jsonl")
@@ -291,7 +291,7 @@ def test_files_in_upstreams_formats(tmp_path):
     with ChatServer(longer) as server:
         judged(tmp_path, server)
         sent = [question(seen.body) for seen in server.requests]
-    first, second = lines(tmp_path / "out" / "model_judgment.jsonl")
+    first, second = rows_in(tmp_path / "out" / "model_judgment.jsonl")
     assert {key: first[key] for key in ("question_id", "model", "judge")} == {
         "question_id": "q0", "model": "janus", "judge": "stub"
     }  # fmt: skip
@@ -303,7 +303,7 @@ def test_files_in_upstreams_formats(tmp_path):
     assert between(prompts[0], "answer_a") == between(prompts[1], "answer_b") == "a"
     won = {"question_id": "q0", "model_a": "baseline", "model_b": "janus", "winner": "model_b"}
     tie = won | {"question_id": "q1", "winner": "tie"}
-    assert lines(tmp_path / "out" / "battles.jsonl") == [won] * 6 + [tie] * 2
+    assert rows_in(tmp_path / "out" / "battles.jsonl") == [won] * 6 + [tie] * 2
 
 
 def test_a_judge_without_a_verdict_is_asked_to_go_on(tmp_path):
@@ -326,7 +326,7 @@ def test_a_judge_without_a_verdict_is_asked_to_go_on(tmp_path):
         assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
         assert messages[2]["content"] == "A is fine, and so is B."
         assert messages[3]["content"] == ARENA_HARD_AGAIN and "[[" not in ARENA_HARD_AGAIN
-    [row] = lines(tmp_path / "out" / "model_judgment.jsonl")
+    [row] = rows_in(tmp_path / "out" / "model_judgment.jsonl")
     assert row["games"][0]["judgment"] == "A is fine, and so is B.\nSo it is [[B>A]]."
     assert [game["score"] for game in row["games"]] == ["B>A", "A<B"]
     assert result["counts"]["odd"] == result["counts"]["failed"] == result["counts"]["ok"] == 1
@@ -346,7 +346,7 @@ def test_with_more_attempts_the_conversation_goes_on(tmp_path):
     assert [message["content"] for message in last[2:]] == [
         "One.", ARENA_HARD_AGAIN, "Two.", ARENA_HARD_AGAIN,
     ]  # fmt: skip
-    [row] = lines(tmp_path / "out" / "model_judgment.jsonl")
+    [row] = rows_in(tmp_path / "out" / "model_judgment.jsonl")
     assert row["games"][1]["judgment"] == "One.\nTwo.\n[[A=B]]"
 
 
@@ -379,9 +379,9 @@ def test_games_that_fail_have_no_weight_and_are_counted(tmp_path, replies, reque
     counts = {"ok": 1, "failed": 1, "several": 0, "odd": 0}
     assert found == counts | ({count: 1} if count else {})
     assert result["weights"] == {"win": 3, "tie": 0, "lose": 0} and result["score"] == 100.0
-    failed = lines(tmp_path / "out" / "judgments.failed.jsonl")
+    failed = rows_in(tmp_path / "out" / "judgments.failed.jsonl")
     assert len(failed) == (count is None)
-    [row] = lines(tmp_path / "out" / "model_judgment.jsonl")
+    [row] = rows_in(tmp_path / "out" / "model_judgment.jsonl")
     odd = "A>>A" if count == "odd" else None
     assert [game["score"] for game in row["games"]] == [odd, "A>>B"]
     if len(replies) == 2 and isinstance(replies[0], str):
@@ -416,7 +416,7 @@ def test_a_game_without_an_answer_is_asked_again(tmp_path):
     with ChatServer(longer, script=script) as server:
         result = judged(tmp_path, server)
         assert result["counts"]["unanswered"] == 1 == result["counts"]["failed"]
-        row = lines(tmp_path / "out" / "model_judgment.jsonl")[1]
+        row = rows_in(tmp_path / "out" / "model_judgment.jsonl")[1]
         assert row["games"][1]["judgment"] == "" and row["games"][1]["score"] is None
         refuse, before = False, len(server.requests)
         result = judged(tmp_path, server)
@@ -463,8 +463,8 @@ def test_answers_are_counted_and_measured(tmp_path):
 
 def test_questions_that_one_of_them_did_not_answer_are_missing(tmp_path):
     write_duels(tmp_path, *[("a", "b")] * 4)
-    write_rows(tmp_path / "janus.jsonl", lines(tmp_path / "janus.jsonl")[:3])
-    write_rows(tmp_path / "baseline.jsonl", lines(tmp_path / "baseline.jsonl")[1:])
+    write_rows(tmp_path / "janus.jsonl", rows_in(tmp_path / "janus.jsonl")[:3])
+    write_rows(tmp_path / "baseline.jsonl", rows_in(tmp_path / "baseline.jsonl")[1:])
     with ChatServer(longer) as server:
         with pytest.raises(UserError, match=r"janus.jsonl: no response to 1 of 4 items: "):
             judged(tmp_path, server)
@@ -742,24 +742,24 @@ def mt_bench(folder: Path) -> None:
 
 
 def two_turns(folder: Path) -> None:
-    rows = lines(folder / "janus.jsonl")
+    rows = rows_in(folder / "janus.jsonl")
     rows[1]["choices"][0]["turns"].append({"content": "b"})
     write_rows(folder / "janus.jsonl", rows)
 
 
 def unknown(folder: Path) -> None:
-    rows = lines(folder / "baseline.jsonl")
+    rows = rows_in(folder / "baseline.jsonl")
     write_rows(folder / "baseline.jsonl", [*rows, answer_row("81", "x", "baseline")])
 
 
 def twice(folder: Path) -> None:
-    rows = lines(folder / "janus.jsonl")
+    rows = rows_in(folder / "janus.jsonl")
     write_rows(folder / "janus.jsonl", [*rows, rows[0]])
 
 
 def apart(folder: Path) -> None:
     for name, part in (("janus", slice(1)), ("baseline", slice(1, None))):
-        write_rows(folder / f"{name}.jsonl", lines(folder / f"{name}.jsonl")[part])
+        write_rows(folder / f"{name}.jsonl", rows_in(folder / f"{name}.jsonl")[part])
 
 
 def alpaca_eval(folder: Path) -> None:

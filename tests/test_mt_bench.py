@@ -23,9 +23,9 @@ from janus_min.replies import ReplyError
 from janus_min.templates import TEMPLATES, own_template
 from tests import servers
 from tests.kill import survives
-from tests.runs import write_rows
+from tests.runs import rows_in, write_rows
 from tests.servers import FAULTS, ChatServer, Reply, chat, error, question
-from tests.test_judging import NOBODY, PASSING, between, lines, silent
+from tests.test_judging import NOBODY, PASSING, between, silent
 
 CATEGORIES = ("writing", "math", "stem", "coding")
 FILES = ("result.json", JUDGED, "questions.jsonl", "judgments.jsonl", "judgments.failed.jsonl")
@@ -89,7 +89,7 @@ def rate(body: dict, seen: object) -> str:
 
 def shown_by_fastchat(path: Path, model: str) -> tuple[float, dict[int, float]]:
     """The averages of show_result.py, by its steps: all scores but -1, and these by turn."""
-    rows = [row for row in lines(path) if row["model"] == model and row["score"] != -1]
+    rows = [row for row in rows_in(path) if row["model"] == model and row["score"] != -1]
     turns = defaultdict(list)
     for row in rows:
         turns[row["turn"]].append(row["score"])
@@ -263,10 +263,10 @@ def test_references_of_the_file_come_before_those_of_the_questions(tmp_path):
     write_case(tmp_path)
     rows = [
         row | {"reference": [f"Own {row['question_id']}.", "Own, too."]}
-        for row in lines(tmp_path / "question.jsonl")
+        for row in rows_in(tmp_path / "question.jsonl")
     ]
     write_rows(tmp_path / "question.jsonl", rows)
-    write_rows(tmp_path / "references.jsonl", lines(tmp_path / "references.jsonl")[:1])
+    write_rows(tmp_path / "references.jsonl", rows_in(tmp_path / "references.jsonl")[:1])
     items = {item["id"]: item["references"] for item in mt_bench.read_items(options_of(tmp_path))}
     assert items == {
         "81": [],
@@ -317,7 +317,7 @@ def test_the_written_judgments_are_fastchats(tmp_path):
     with ChatServer(answer) as server:
         result = judged(tmp_path, server.url)
         assert len(server.requests) == 16  # nothing is asked twice
-    rows = lines(tmp_path / "out" / JUDGED)
+    rows = rows_in(tmp_path / "out" / JUDGED)
     assert [(r["question_id"], r["turn"]) for r in rows] == [
         (key, turn) for key in range(81, 89) for turn in (1, 2)
     ]
@@ -350,7 +350,7 @@ def test_another_reply_is_asked_for_only_with_more_attempts(tmp_path):
 def test_answers_that_are_missing_empty_or_cut(tmp_path):
     """What is there is judged, and the rest is counted."""
     write_case(tmp_path, 5, q82=("It is 82.",), q83=None, q84=(), q85=(" ", "[[10]]"))
-    rows = lines(tmp_path / "janus.jsonl")
+    rows = rows_in(tmp_path / "janus.jsonl")
     rows[0]["choices"][0]["stop"] = ["length", "length"]
     write_rows(tmp_path / "janus.jsonl", rows)
     with pytest.raises(UserError) as caught:
@@ -365,7 +365,7 @@ def test_answers_that_are_missing_empty_or_cut(tmp_path):
     counts = {"ok": 5, "failed": 0, "unanswered": 0, "missing": 5, "twice": 0}
     assert result["counts"] == counts | {"marked": 1, "cut": 2, "empty": 1}
     assert result["bench"]["items"] == 5
-    assert [(r["question_id"], r["turn"]) for r in lines(tmp_path / "out" / JUDGED)] == [
+    assert [(r["question_id"], r["turn"]) for r in rows_in(tmp_path / "out" / JUDGED)] == [
         (81, 1), (81, 2), (82, 1), (85, 1), (85, 2),
     ]  # fmt: skip
 
@@ -373,7 +373,7 @@ def test_answers_that_are_missing_empty_or_cut(tmp_path):
 def test_a_limit_takes_the_first_questions_and_asks_the_rest_later(tmp_path):
     """References to the others are not needed yet; what was asked is not asked again."""
     write_case(tmp_path)
-    write_rows(tmp_path / "references.jsonl", lines(tmp_path / "references.jsonl")[:1])
+    write_rows(tmp_path / "references.jsonl", rows_in(tmp_path / "references.jsonl")[:1])
     with ChatServer(rate) as server:
         few = judged(tmp_path, server.url, limit=2)
         assert len(server.requests) == few["counts"]["ok"] == 4 and few["bench"]["items"] == 2
@@ -459,7 +459,7 @@ def test_what_has_no_answer_is_asked_for_again(tmp_path):
     with ChatServer(rate, script=script) as server:
         counts = judged(tmp_path, server.url)["counts"]
         assert (counts["ok"], counts["failed"], counts["unanswered"]) == (5, 1, 1)
-        assert lines(tmp_path / "out" / JUDGED)[2]["judgment"] == "$ERROR$"
+        assert rows_in(tmp_path / "out" / JUDGED)[2]["judgment"] == "$ERROR$"
         refuse, seen = False, len(server.requests)
         assert judged(tmp_path, server.url)["counts"]["ok"] == 6
         assert len(server.requests) == seen + 1
@@ -485,8 +485,8 @@ def test_a_folder_is_scored_again_without_any_request(tmp_path):
         assert len(server.requests) == seen
     assert renamed == result | {"model": "n", "judge": "j"}
     assert json.loads((tmp_path / "other" / "result.json").read_text()) == renamed
-    assert {(row["model"], row["judge"][0]) for row in lines(out / JUDGED)} == {("n", "j")}
-    records = lines(out / "judgments.jsonl")
+    assert {(row["model"], row["judge"][0]) for row in rows_in(out / JUDGED)} == {("n", "j")}
+    records = rows_in(out / "judgments.jsonl")
     records[0]["reply"] = "Rating: [[10]]"
     write_rows(out / "judgments.jsonl", records)
     first = rating_of("It is 81.")
@@ -645,7 +645,7 @@ def test_files_that_cannot_be_judged(tmp_path, file, rows, said):
 def test_references_that_the_questions_lack(tmp_path):
     """One of the own ones is empty, as in FastChat's file."""
     write_case(tmp_path, 12)
-    rows = [row | {"reference": ["a", ""]} for row in lines(tmp_path / "question.jsonl")]
+    rows = [row | {"reference": ["a", ""]} for row in rows_in(tmp_path / "question.jsonl")]
     write_rows(tmp_path / "question.jsonl", rows)
     with pytest.raises(UserError) as caught:
         judged(tmp_path, NOBODY, references=None)

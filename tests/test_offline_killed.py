@@ -15,7 +15,8 @@ from janus_min.parallel import run_rank
 from tests.kill import survives
 from tests.programs import ROOT, Program, environment
 from tests.ranks import on_ranks
-from tests.test_offline import flags, save_models, write
+from tests.runs import write_rows
+from tests.test_offline import flags, save_models
 
 PROMPTS = [{"prompt": f"What is {name}?"} for name in ("rain", "tea", "snow", "a kettle", "wind")]
 PROMPTS.insert(3, {"prompt": "word " * 70})  # no room for a response
@@ -34,7 +35,7 @@ def folder(tmp_path, models, monkeypatch):
     """The folder that a run works in, with the models and the prompts."""
     for path in models.iterdir():
         (tmp_path / path.name).symlink_to(path)
-    write(tmp_path / "in.jsonl", PROMPTS)
+    write_rows(tmp_path / "in.jsonl", PROMPTS)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -198,7 +199,7 @@ def test_ranks_write_what_one_process_writes(folder, undisturbed, scored):
 
 
 def test_ranks_that_have_nothing_to_do(folder, undisturbed):
-    write(folder / "in.jsonl", PROMPTS[:2])
+    write_rows(folder / "in.jsonl", PROMPTS[:2])
     wanted = undisturbed(*flags("whole.jsonl", scored=True))
     ends = on_ranks(3, run_with(flags(scored=True)))
     assert [end.status for end in ends] == [0, 0, 0], ends

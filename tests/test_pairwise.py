@@ -14,12 +14,12 @@ from janus_min.errors import UserError
 from janus_min.intervals import share_interval
 from janus_min.judging import Work
 from janus_min.pairwise import Options, Pair, rates, read_pairs, result_of, sample
+from tests.runs import rows_in
 from tests.servers import ChatServer, Reply, error, question
 from tests.test_judging import (
     NOBODY,
     between,
     items_of,
-    lines,
     silent,
     work_of,
     write_case,
@@ -183,7 +183,7 @@ def test_a_judge_that_knows_what_it_wants(tmp_path):
     by_source = {s: found["rates"] for s, found in result["by_source"].items()}
     assert by_source["first"] == {"win": 0.5, "tie": 0.5, "lose": 0.0}
     assert by_source["second"] == {"win": 0.5, "tie": 0.0, "lose": 0.5}
-    records = lines(tmp_path / "out" / "judgments.jsonl")
+    records = rows_in(tmp_path / "out" / "judgments.jsonl")
     assert [(r["id"], r["run"], r["game"], r["value"]) for r in records[:4]] == [
         ("i0", 0, 0, "A"), ("i0", 0, 1, "B"), ("i1", 0, 0, "B"), ("i1", 0, 1, "A")
     ]  # fmt: skip
@@ -215,7 +215,7 @@ def test_a_pair_of_which_a_game_failed_is_left_out_and_counted(tmp_path):
         "ok": 2, "failed": 1, "unanswered": 0, "missing": 0, "marked": 0, "cut": 0, "empty": 0
     }  # fmt: skip
     assert result["rates"] == {"win": 1.0, "tie": 0.0, "lose": 0.0}
-    [failed] = lines(tmp_path / "out" / "judgments.failed.jsonl")
+    [failed] = rows_in(tmp_path / "out" / "judgments.failed.jsonl")
     reason = "after 2 attempts: no [[A]], [[B]] or [[C]] in the reply"
     place = {"id": "i1", "run": 0, "game": 0}
     assert failed == place | {"reason": reason, "reply": "Both are fine."}

@@ -30,9 +30,10 @@ from janus_min.replies import ReplyError
 from tests import servers
 from tests.kill import survives
 from tests.programs import Program
+from tests.runs import rows_in
 from tests.servers import KEY, ChatServer, Seen, chat, error, question
 from tests.test_batch import BatchServer, echo
-from tests.test_judging import LIVES, Lives, bodies, lines
+from tests.test_judging import LIVES, Lives, bodies
 
 NOBODY = "http://127.0.0.1:9/v1"  # a port that nothing listens on
 PAPER = {"temperature": 1.0, "top_p": 0.9, "max_tokens": 1024}
@@ -179,14 +180,14 @@ def test_how_an_answer_ends(tmp_path, fails, text, finish_reason, more, stop):
             assert stop_of(reply) == stop
             [found] = write(output, [("", "Why?")], server.url)
             assert (found.text, found.stop) == (text or "", stop)
-            assert lines(output)[0]["response"] == (text or "")
+            assert rows_in(output)[0]["response"] == (text or "")
             return
         with pytest.raises(ReplyError) as raised:
             stop_of(reply)
         assert str(raised.value) == stop
         said = fails(lambda: write(output, [("", "Why?")], server.url, attempts=2))
-        assert len(server.requests) == 2 and lines(output) == []
-    [failed] = lines(failed_file(output))
+        assert len(server.requests) == 2 and rows_in(output) == []
+    [failed] = rows_in(failed_file(output))
     assert failed["reason"] == f"after 2 attempts: {stop}" and failed["line"] == 1
     assert said == (
         f"error: without an answer: 1 of 1, {failed_file(output)} says why; filtered or refused "
@@ -198,7 +199,7 @@ def test_empty_answers_are_counted(tmp_path, capsys):
     with ChatServer(lambda body, seen: "" if "thing 1?" in question(body) else "So.") as server:
         write(tmp_path / "out.jsonl", prompts_of(3), server.url)
     assert ": 3 answers by stub-1, 1 empty, 0 failed; tokens: " in capsys.readouterr().out
-    assert [row["response"] for row in lines(tmp_path / "out.jsonl")] == ["So.", "", "So."]
+    assert [row["response"] for row in rows_in(tmp_path / "out.jsonl")] == ["So.", "", "So."]
 
 
 def test_filtered_answers_are_asked_for_again_by_more_attempts(tmp_path, fails):
@@ -213,11 +214,11 @@ def test_filtered_answers_are_asked_for_again_by_more_attempts(tmp_path, fails):
         for _ in range(2):  # the second time, all is paid for
             fails(lambda: write(output, prompts_of(3), server.url, attempts=2))
             assert len(server.requests) == 4
-            assert [row["line"] for row in lines(output)] == [1, 3]
-            assert [row["line"] for row in lines(failed_file(output))] == [2]
+            assert [row["line"] for row in rows_in(output)] == [1, 3]
+            assert [row["line"] for row in rows_in(failed_file(output))] == [2]
         write(output, prompts_of(3), server.url, attempts=3)
         assert len(server.requests) == 5
-    assert [row["line"] for row in lines(output)] == [1, 2, 3]
+    assert [row["line"] for row in rows_in(output)] == [1, 2, 3]
     assert not failed_file(output).exists()
 
 
@@ -335,15 +336,15 @@ def test_a_prompt_that_is_too_long_fails_alone_and_is_asked_again(tmp_path, fail
             "asks for 2 of them again\n"
         )
         place = {"prompt": "What is thing 2?", "line": 3}
-        assert lines(failed_file(output)) == [
+        assert rows_in(failed_file(output)) == [
             place | {"sample": sample, "reason": f"HTTP 400: {TOO_LONG}"} for sample in range(2)
         ]
-        rows = lines(output)
+        rows = rows_in(output)
         assert len(rows) == 14 and 3 not in {row["line"] for row in rows}
         refuse, before = False, len(server.requests)
         write(output, prompts_of(8), server.url, n=2)
         assert [question(seen.body) for seen in server.requests[before:]] == [place["prompt"]] * 2
-    assert [row["line"] for row in lines(output)] == [1 + k // 2 for k in range(16)]
+    assert [row["line"] for row in rows_in(output)] == [1 + k // 2 for k in range(16)]
     assert not failed_file(output).exists()
 
 

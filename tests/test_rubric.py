@@ -13,6 +13,7 @@ import pytest
 from janus_min import rubric
 from janus_min.errors import UserError
 from janus_min.rubric import Judgment, feedback_in, mean, questions_of, result_of, scores
+from tests.runs import rows_in
 from tests.servers import ChatServer, question
 from tests.test_batch import BatchServer
 from tests.test_judging import (
@@ -23,7 +24,6 @@ from tests.test_judging import (
     grade_of,
     items_of,
     judged,
-    lines,
     silent,
     work_of,
     write_case,
@@ -208,21 +208,21 @@ def test_records_are_in_the_order_of_items_rubrics_and_runs(tmp_path):
     write_case(tmp_path, 3, 2)
     with ChatServer(grade) as server:
         judged(tmp_path, server, runs=2)
-    records = lines(tmp_path / "out" / "judgments.jsonl")
+    records = rows_in(tmp_path / "out" / "judgments.jsonl")
     assert [(r["id"], r["number"], r["run"]) for r in records] == [
         (f"i{n}", number, run) for n in range(3) for number in range(2) for run in range(2)
     ]
     assert list(records[0]) == ["id", "number", "run", "value", "reply"]
     reply = f"It is so. [RESULT] {records[0]['value']}"
     assert records[0]["reply"] == reply
-    questions = lines(tmp_path / "out" / "questions.jsonl")
+    questions = rows_in(tmp_path / "out" / "questions.jsonl")
     assert questions == list(questions_of_files(tmp_path))
 
 
 def questions_of_files(folder: Path) -> list[dict]:
     """What the folder must ask, from the files of `write_case`."""
     found = []
-    for item in lines(folder / "bench.jsonl"):
+    for item in rows_in(folder / "bench.jsonl"):
         rest = {key: item[key] for key in item if key != "rubrics"}
         for number, own in enumerate(item["rubrics"]):
             more = {"response": f"Reply {item['id']}.", "number": number, "rubric": own}
@@ -290,7 +290,7 @@ def test_responses_that_were_cut_are_counted(tmp_path):
         result = judged(tmp_path, server, responses=path)
         assert result["counts"]["cut"] == 2 and result["counts"]["ok"] == 3
         judged(tmp_path, server, responses=path)
-    assert "stop" not in lines(tmp_path / "out" / "questions.jsonl")[1]
+    assert "stop" not in rows_in(tmp_path / "out" / "questions.jsonl")[1]
 
 
 def test_a_response_that_grades_itself_is_counted_and_changes_nothing(tmp_path):
@@ -330,7 +330,7 @@ def test_one_judgment_of_eight_that_can_never_be_read(evaluated, tmp_path):
         out = evaluated(*flags(server.url, "--runs", 1))
         assert len(server.requests) == 7 + 6
     assert "1 of 8" in out and "1 of 8" in evaluated("report", "out")
-    [failed] = lines(tmp_path / "out" / "judgments.failed.jsonl")
+    [failed] = rows_in(tmp_path / "out" / "judgments.failed.jsonl")
     reason = "after 6 attempts: no [RESULT] in the reply"
     place = {"id": "i3", "number": 0, "run": 0}
     assert failed == place | {"reason": reason, "reply": "I cannot say."}
