@@ -84,12 +84,11 @@ class Cache:
             # The query heads of a group stand as rows of one matrix, (B·G, H/G, Dh): keys and
             # values are not copied.
             rows = q.reshape(B * G, -1, q.shape[-1])
-            mixed = torch.empty_like(rows) if len(spans) > 1 else None
+            mixed = []
             for (first, end, T), mask in zip(spans, masks):
                 own = slice(first * G, end * G)
-                out = None if mixed is None else mixed[own]
-                found = look_up(rows[own], keys[own, :T], values[own, :T], mask, out)
-            return (found if mixed is None else mixed).reshape(q.shape)
+                mixed.append(look_up(rows[own], keys[own, :T], values[own, :T], mask))
+            return (mixed[0] if len(mixed) == 1 else torch.cat(mixed)).reshape(q.shape)
 
         return attend
 
@@ -116,17 +115,15 @@ def by_definition(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.float64) and not x.is_cuda
 
 
-def look_up(
-    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, out: Tensor | None = None
-) -> Tensor:
+def look_up(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
     """softmax(q·Kᵀ/√Dh + mask)·V for each of B·G heads of keys: q (B·G, H/G, Dh), keys and values
-    (B·G, T, Dh), mask (B·G, 1, T). Returns (B·G, H/G, Dh), in `out` if that is given.
+    (B·G, T, Dh), mask (B·G, 1, T). Returns (B·G, H/G, Dh).
     """
     if by_definition(q):
         scores = torch.bmm(q, keys.transpose(1, 2))
+        # `baddbmm` would copy the mask to all query heads first.
         torch.add(mask, scores, alpha=q.shape[-1] ** -0.5, out=scores)
-        return torch.bmm(scores.softmax(-1), values, out=out)
+        return torch.bmm(scores.softmax(-1), values)
     with sdpa_kernel(MASKED) if q.is_cuda else nullcontext():
         # As heads of one sequence.
-        mixed = F.scaled_dot_product_attention(q[None], keys[None], values[None], mask[None])[0]
-    return mixed if out is None else out.copy_(mixed)
+        return F.scaled_dot_product_attention(q[None], keys[None], values[None], mask[None])[0]

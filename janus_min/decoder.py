@@ -106,7 +106,7 @@ def gated(mlp: MLP, take: bool) -> Callable[[Tensor], Tensor]:
 
 
 class DecoderBlock:
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)), both sums in the place of x."""
 
     def __init__(self, block: Block, layer: int, take: bool):
         attention, mlp = block.self_attn, block.mlp

@@ -143,7 +143,9 @@ def test_rotary_positions_are_computed_in_fp32_whatever_the_model_is():
     assert decoder.cos.dtype == decoder.sin.dtype == torch.float32
     angle = 63.0 / 1e4 ** (2 / 12)
     assert float(decoder.cos[63, 0, 1]) == pytest.approx(np.cos(angle), abs=1e-5)
+    assert float(decoder.cos[63, 0, 7]) == pytest.approx(np.cos(angle), abs=1e-5)
     assert float(decoder.sin[63, 0, 1]) == pytest.approx(np.sin(angle), abs=1e-5)
+    assert decoder.sin.shape[-1] == 6  # of heads of 12: the other half is the same
 
 
 # Independence

@@ -70,12 +70,14 @@ def test_what_is_said_is_what_a_run_allocates(plain, shape, dtype, temperature, 
 
 def test_sixty_four_slots_of_the_7b_model():
     """Weights 13.5 GiB, which is 7.24 billion numbers of two bytes."""
-    parts = footprint(MISTRAL_7B, torch.bfloat16, 64, 2048, 1024)
+    parts = footprint(MISTRAL_7B, torch.bfloat16, 64, 2048, 4096)
     assert parts["cache"] == 16 * module.GIB
     assert parts["weights"] == 2 * 7_241_732_096
     assert said(parts, 64, 2048) == (
-        "memory in GiB: weights 13.5, cache 16.0 (64 slots of 2,048 tokens), passes 0.2; "
-        "together 29.7"
+        "memory in GiB: weights 13.5, cache 16.0 (64 slots of 2,048 tokens), passes 0.6; "
+        "together 30.1"
     )
-    double = footprint(MISTRAL_7B, torch.float32, 64, 2048, 1024)
+    shorter = footprint(MISTRAL_7B, torch.bfloat16, 64, 2048, 1024)  # as the README has it
+    assert said(shorter, 64, 2048).endswith("passes 0.2; together 29.7")
+    double = footprint(MISTRAL_7B, torch.float32, 64, 2048, 4096)
     assert double["cache"] == 32 * module.GIB and double["weights"] == 2 * parts["weights"]
