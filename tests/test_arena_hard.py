@@ -151,7 +151,7 @@ def test_each_game_counts_by_itself_and_failures_are_told_apart():
     assert label_counts(games) == {
         "A>>B": 0, "A>B": 2, "A=B": 0, "B>A": 0, "B>>A": 1, "A<B": 1
     }  # fmt: skip
-    outcomes = [(battle.id, battle.outcome) for battle in battles_of("m", games)]
+    outcomes = [(own.id, own.outcome) for own in battles_of("m", games)]
     assert outcomes == [("a", "lose"), ("b", "lose"), ("b", "lose"), ("b", "lose"), ("c", "win")]
 
 
@@ -170,14 +170,14 @@ MIXED = {"a": "wwtl", "b": "wllllttll" * 3, "c": "w" * 19 + "l", "d": "tt", "e":
 
 def upstream_rows(rows: list[Battle]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Features and labels of upstream's regression: the baseline is the column 0 and side a."""
-    names = ["baseline", *dict.fromkeys(battle.model for battle in rows)]
+    names = ["baseline", *dict.fromkeys(row.model for row in rows)]
     features = np.zeros((2 * len(rows), len(names)))
     labels = np.zeros(2 * len(rows))
     for copy in range(2):
-        for place, battle in enumerate(rows, start=copy * len(rows)):
+        for place, row in enumerate(rows, start=copy * len(rows)):
             features[place, 0] = math.log(10)
-            features[place, names.index(battle.model)] = -math.log(10)
-            labels[place] = battle.outcome == "lose" or (battle.outcome == "tie" and copy == 0)
+            features[place, names.index(row.model)] = -math.log(10)
+            labels[place] = row.outcome == "lose" or (row.outcome == "tie" and copy == 0)
     return features, labels, names
 
 

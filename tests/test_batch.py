@@ -22,6 +22,7 @@ from janus_min.mini_data import collection
 from janus_min.pipeline import Sampling
 from janus_min.sources import Filters
 from janus_min.teacher import Teacher, world_hierarchy
+from tests.runs import rows_in, write_rows
 from tests.servers import KEY, chat
 
 EXPIRED = "This request could not be executed before the completion window expired."
@@ -53,7 +54,7 @@ class BatchServer:
         self.instead: dict[str, tuple[int, bytes]] = {}
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict] = {}
-        self.asked: Counter[str] = Counter()  # requests in batches that ended, by custom_id
+        self.asked: Counter[str] = Counter()  # requests in batches that ended well, by custom_id
         self.polls: Counter[str] = Counter()  # of batches
         self.chats = 0  # requests without a batch
 
@@ -487,7 +488,9 @@ def test_a_server_that_comes_to_nothing_ends_the_run_with_one_line(asked):
          "a batch came back with lines that are no answers"),
     ],
 )  # fmt: skip
-def test_servers_that_know_no_batches_are_named(asked, path, answer, message):
+def test_what_no_batch_interface_would_answer_ends_the_run_with_one_line(
+    asked, path, answer, message
+):
     asked.server.instead = {path: answer}
     assert asked.fails() == message.replace("{url}", asked.server.url)
     with Journal(asked.folder / "calls.jsonl") as journal:  # is whole
@@ -542,8 +545,7 @@ def teacher() -> Teacher:
 @pytest.fixture
 def build(tmp_path):
     (tmp_path / "seeds.json").write_text(json.dumps(world_hierarchy()))
-    lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in OWN + TAUGHT]
-    (tmp_path / "instructions.jsonl").write_text("".join(lines))
+    write_rows(tmp_path / "instructions.jsonl", [{"prompt": text} for text in OWN + TAUGHT])
 
     def run(name: str, server: BatchServer, limit: int | None = None, **more) -> dict[str, bytes]:
         """Builds a collection, and returns its files."""
@@ -589,7 +591,7 @@ def test_batches_ask_only_for_what_single_calls_have_not_brought(build, teacher,
 def test_single_calls_wait_for_batches_on_their_way(build, teacher, live, monkeypatch):
     """What these bring is paid for."""
 
-    def killed(self, name):
+    def killed(self, content):
         raise Killed
 
     with BatchServer(teacher.reply) as server:
@@ -604,7 +606,7 @@ def test_single_calls_wait_for_batches_on_their_way(build, teacher, live, monkey
 
 @pytest.mark.parametrize("attempts", [2, 3])
 def test_replies_that_cannot_be_read_lead_to_other_rounds(build, teacher, live, attempts):
-    """The taught instructions are understood at once, one at the second try, and one never."""
+    """One instruction is understood at the second try, one never, and all others at once."""
 
     def answer(messages: list[dict]) -> str:
         if messages[0]["content"] == prompts.PREFERENCES_SYSTEM:
@@ -634,8 +636,7 @@ def test_what_a_batch_did_not_answer_fails_with_its_reason_and_is_asked_for_next
         server.fault = lambda body, times: 400 * (OWN[0] in body["messages"][1]["content"])
         with pytest.raises(UserError, match="without an answer: 1; the same command asks"):
             build("faults", server, batch=True)
-        [line] = (tmp_path / "faults" / "preferences.failed.jsonl").read_text().splitlines()
-        failed = json.loads(line)
+        [failed] = rows_in(tmp_path / "faults" / "preferences.failed.jsonl")
         assert failed == {"id": 0, "unanswered": True, "reason": "HTTP 400: fault 400 for [key]"}
         server.fault = lambda body, times: None
         assert build("faults", server, batch=True) == live

@@ -279,6 +279,11 @@ def test_a_file_without_a_response_to_any_item_is_a_mistake(tmp_path, allow_miss
     path = write(tmp_path, "r.json", {"1499": "R"})
     with pytest.raises(UserError, match=r"r.json: no response to 2 of 2 items: '0', '1'$"):
         answered(items, path, allow_missing, limit=2)
+
+
+def test_of_many_missing_responses_three_are_named(tmp_path):
+    items = [record(str(n)) for n in range(1500)]
+    path = write(tmp_path, "r.json", {"1499": "R"})
     with pytest.raises(UserError, match=r"no response to 1,499 of 1,500 items: '0', '1', '2', …; "):
         answered(items, path, allow_missing=False)
 
@@ -352,7 +357,7 @@ def test_items_that_lack_a_key_say_which_they_have(tmp_path, key, message):
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("broken", "message"),
     [
         ({"id": "1", "text": "R"}, "key 'response' or 'output' is needed, found ['id', 'text']"),
         ({"response": "R"}, "key 'id' is needed, found ['response']"),
@@ -367,8 +372,8 @@ def test_items_that_lack_a_key_say_which_they_have(tmp_path, key, message):
         ({"line": None, "response": "R"}, "key 'id' is needed, found ['line', 'response']"),
     ],
 )  # fmt: skip
-def test_broken_responses_say_where_and_what(tmp_path, record, message):
-    path = write(tmp_path, "r.jsonl", [{"id": "0", "response": "R"}, record])
+def test_broken_responses_say_where_and_what(tmp_path, broken, message):
+    path = write(tmp_path, "r.jsonl", [{"id": "0", "response": "R"}, broken])
     with pytest.raises(UserError) as error:
         read_responses(path)
     assert str(error.value) == f"{path}:2: {message}"

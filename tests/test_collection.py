@@ -297,7 +297,7 @@ def test_system_messages_of_another_script_need_an_english_you():
 def test_the_request_for_a_system_message_holds_the_descriptions_alone():
     task = systems_stage(3).tasks(ORIGIN | {"preference_sets": WANTED})[1]
     question = systems_stage(3).ask(task)
-    lines = "\n".join(f"- {entry['description']}" for entry in WANTED[1])
+    lines = "\n".join(f"- {own['description']}" for own in WANTED[1])
     assert question.user == prompts.fill(prompts.SYSTEM_MESSAGE, descriptions=lines)
     assert not question.json and question.system == prompts.SYSTEM_MESSAGE_SYSTEM
     asked = question.system + question.user
@@ -349,7 +349,7 @@ def test_a_rubric_is_asked_for_each_preference():
     tasks = stage.tasks(
         ORIGIN | {"set": 2, "preference_set": WANTED[2], "system": "", "output": ""}
     )
-    assert tasks == [{"id": 7, "set": 2, "preference": entry} for entry in WANTED[2]]
+    assert tasks == [{"id": 7, "set": 2, "preference": own} for own in WANTED[2]]
     assert len(tasks) == stage.fan_out
     question = stage.ask(tasks[3])
     wanted = prompts.fill(prompts.RUBRIC, description=WANTED[2][3]["description"])

@@ -78,9 +78,9 @@ def reader(*lines):
 def chat(tokenizer):
     """Has lines read. Returns the conversation and what was written."""
 
-    def chat(stream, *lines, system=None, context=200, **more):
+    def chat(model, *lines, system=None, context=200, **more):
         written = []
-        found = converse(stream, tokenizer, context, system, reader(*lines), written.append, **more)
+        found = converse(model, tokenizer, context, system, reader(*lines), written.append, **more)
         return found, "".join(written)
 
     return chat
@@ -281,8 +281,8 @@ def test_a_real_model_answers_the_same_again(chat, tokenizer, ids):
 
 
 def pieces_of(tokenizer, tokens):
-    stream = TextStream(tokenizer)
-    return [*(stream.add(token) for token in tokens), stream.end()]
+    text = TextStream(tokenizer)
+    return [*(text.add(token) for token in tokens), text.end()]
 
 
 TEXTS = [

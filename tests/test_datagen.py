@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import datagen
-import train
 from janus_min.build import Options, Work, build_bench, build_collection
 from janus_min.checkpoint import save_model
 from janus_min.client import Connection, Request
@@ -28,7 +27,7 @@ from tests.conftest import tiny_policy
 from tests.kill import survives
 from tests.programs import ROOT, Program, environment
 from tests.runs import rows_in, write_rows
-from tests.servers import FAULTS, KEY, ChatServer, Reply, error
+from tests.servers import KEY, ChatServer, Reply, error
 
 STAGES = ("instructions", "preferences", "systems", "responses")
 
@@ -56,7 +55,7 @@ def instructions(tmp_path) -> Path:
     return write_rows(tmp_path / "instructions.jsonl", rows)
 
 
-def ask(teacher: Teacher):
+def answers_of(teacher: Teacher):
     return lambda body, seen: teacher.reply(body["messages"])
 
 
@@ -77,8 +76,8 @@ def flags_of(instructions: Path, out: Path) -> tuple:
     return ("build", "--instructions", instructions, "--near-duplicates", 1, "--out", out)
 
 
-def same_files(first: Path, second: Path, names=(*STAGES, *FILES)) -> None:
-    for name in names:
+def same_files(first: Path, second: Path) -> None:
+    for name in (*STAGES, *FILES):
         ours, theirs = (folder / f"{name}.jsonl" for folder in (first, second))
         assert ours.read_bytes() == theirs.read_bytes(), name
 
@@ -104,14 +103,12 @@ def test_descriptions_name_a_system_message(teacher):
     assert len(teacher.systems) == len(collection())
 
 
-def test_every_export_trains(tmp_path, teacher, instructions, world, monkeypatch, capsys):
+def test_every_export_trains(tmp_path, teacher, instructions, world, program):
     policy = tiny_policy(vocab_size=2048, hidden_size=16, head_dim=4, max_position_embeddings=2048)
     start = tmp_path / "start"
     save_model(policy, start, world, torch.float32)
     with served(teacher.reply) as url:
         build(instructions, tmp_path / "out", url, test_share=0.2)
-    monkeypatch.chdir(tmp_path)
-    program = Program(train.main, monkeypatch, capsys)
     flags = ("--model", start, "--steps", 1, "--row-tokens", 2048, "--warmup-steps", 0)
     for name, recipe, count in (
         ("sft", "janus-7b", 24),
@@ -131,14 +128,11 @@ def test_every_export_trains(tmp_path, teacher, instructions, world, monkeypatch
         assert 0 < step["loss"] < 50
 
 
-def test_bad_servers_change_nothing_in_the_files(tmp_path, teacher, instructions, monkeypatch):
+def test_bad_servers_change_nothing_in_the_files(tmp_path, teacher, instructions, rough):
     """A fifth of all requests fail in one of seven ways; a reply that is no JSON is one of them."""
-    monkeypatch.setattr("janus_min.client.wait_before", lambda attempt, asked: 0.02)
-    with ChatServer(ask(teacher)) as good:
+    with ChatServer(answers_of(teacher)) as good:
         build(instructions, tmp_path / "good", good.url)
-    kinds = ("429 alone", "500", "502", "reset", "half", "no choices", "bad JSON")
-    monkeypatch.setattr("tests.servers.FAULTS", {k: v for k, v in FAULTS.items() if k in kinds})
-    with ChatServer(ask(teacher), faults=0.2) as bad:
+    with ChatServer(answers_of(teacher), faults=0.2) as bad:
         build(instructions, tmp_path / "bad", bad.url)
     same_files(tmp_path / "good", tmp_path / "bad")
     assert bad.paid == good.paid == 8 + 24 + 24
@@ -196,7 +190,7 @@ def test_what_got_no_answer_is_asked_for_by_the_next_run(tmp_path, teacher, inst
         return Reply(400, error("this is too long")) if asks else None
 
     out = tmp_path / "out"
-    with ChatServer(ask(teacher), script=script) as server:
+    with ChatServer(answers_of(teacher), script=script) as server:
         with pytest.raises(UserError, match="without an answer: 1; the same command"):
             build(instructions, out, server.url)
         assert len(rows_in(out / "sft.jsonl")) == 21  # what there is, is written
@@ -267,7 +261,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_files(tmp_path, teach
 def test_killed_between_any_two_changes_of_files(tmp_path, teacher):
     """Every file is whole or not there, whatever was the last thing that was done."""
     file = write_rows(tmp_path / "one.jsonl", [{"prompt": "How was chess invented?"}])
-    with ChatServer(ask(teacher)) as server:
+    with ChatServer(answers_of(teacher)) as server:
         build(file, tmp_path / "whole", server.url, sets=2, workers=1)
         point = 0
         while not survives(
@@ -284,7 +278,7 @@ def test_killed_between_any_two_changes_of_files(tmp_path, teacher):
 def test_a_file_that_was_not_noted_is_not_believed(tmp_path, teacher, instructions, monkeypatch):
     """Killed between the file and the note, then started with the settings of the older note."""
     out, few = tmp_path / "out", Filters(near_duplicates=1.0, limit=3)
-    with ChatServer(ask(teacher)) as server:
+    with ChatServer(answers_of(teacher)) as server:
         build(instructions, out, server.url, filters=few)
         noted = Folder.finish
 
@@ -301,7 +295,7 @@ def test_a_file_that_was_not_noted_is_not_believed(tmp_path, teacher, instructio
     assert len(rows_in(out / "instructions.jsonl")) == 3
 
 
-def test_settings_may_not_change_while_a_batch_is_on_its_way(tmp_path, instructions):
+def test_settings_may_not_change_while_a_batch_is_on_its_way(tmp_path):
     """It is paid for, although the journal has nothing yet."""
     out = tmp_path / "out"
     with Folder(out, {"model": "first"}):
@@ -315,7 +309,7 @@ def test_settings_may_not_change_while_a_batch_is_on_its_way(tmp_path, instructi
 
 def test_a_small_limit_first_then_all_pays_nothing_twice(tmp_path, teacher, instructions):
     out = tmp_path / "out"
-    with ChatServer(ask(teacher)) as server:
+    with ChatServer(answers_of(teacher)) as server:
         build(instructions, out, server.url, filters=Filters(near_duplicates=1.0, limit=3))
         assert len(server.requests) == 3 * 7 and len(rows_in(out / "sft.jsonl")) == 9
         build(instructions, out, server.url)
@@ -334,7 +328,7 @@ def test_a_finished_build_needs_neither_key_nor_server(tmp_path, teacher, instru
 
 def test_an_edited_stage_file_is_what_the_next_stage_reads(tmp_path, teacher, instructions):
     out = tmp_path / "out"
-    with ChatServer(ask(teacher)) as server:
+    with ChatServer(answers_of(teacher)) as server:
         build(instructions, out, server.url)
         systems = (out / "systems.jsonl").read_text().splitlines(keepends=True)
         (out / "systems.jsonl").write_text("".join(systems[3:]))
@@ -347,18 +341,18 @@ def test_the_order_and_names_of_files_are_settings(tmp_path, teacher, instructio
     """Numbers and sources of instructions come from them."""
     other = write_rows(tmp_path / "other.jsonl", [{"prompt": "How was ink invented?"}])
 
-    def options(*files: Path) -> Work:
+    def work_of(*files: Path) -> Work:
         filters = Filters(near_duplicates=1.0)
         return Work(Options(files, tmp_path / "out"), filters, Sampling(model="m"), connection)
 
     with served(teacher.reply) as url:
         connection = Connection(base_url=url)
-        build_collection(options(instructions, other), lambda line: None)
+        build_collection(work_of(instructions, other), lambda line: None)
         with pytest.raises(UserError, match="instructions was"):
-            build_collection(options(other, instructions), lambda line: None)
+            build_collection(work_of(other, instructions), lambda line: None)
         with pytest.raises(UserError, match="instructions was"):
             renamed = other.rename(tmp_path / "renamed.jsonl")
-            build_collection(options(instructions, renamed), lambda line: None)
+            build_collection(work_of(instructions, renamed), lambda line: None)
 
 
 def test_what_overlaps_with_a_bench_is_counted_or_dropped(asked, instructions, tmp_path, teacher):
@@ -455,9 +449,9 @@ def test_stats_and_sunburst_of_a_collection(asked, teacher, instructions, tmp_pa
 # Mistakes
 
 
-def test_mistakes_end_in_one_line(asked, instructions, tmp_path, teacher):
+def test_mistakes_end_in_one_line(asked, instructions, tmp_path):
     out = tmp_path / "out"
-    flags = ("build", "--instructions", instructions, "--out", out, "--near-duplicates", 1)
+    flags = flags_of(instructions, out)
     model = ("--model", "teacher")
     assert "--instructions FILE is needed" in asked.fails("build", "--out", out)
     assert "--out DIR is needed" in asked.fails("build", "--instructions", instructions)
@@ -526,13 +520,13 @@ def test_a_wrong_model_and_an_exceeded_budget_stop_at_once(
         known = seen.body["model"] == "teacher"
         return None if known else Reply(404, error(message, code="model_not_found"))
 
-    with ChatServer(ask(teacher), script=script) as server:
+    with ChatServer(answers_of(teacher), script=script) as server:
         said = asked.fails(*flags, "--base-url", server.url, "--model", "nope")
         assert "HTTP 404: The model `nope` does not exist for [key]" in said
         asked(*flags, "--base-url", server.url, "--model", "teacher")  # nothing was paid before
     prices = ("--price-in", 1, "--price-out", 1, "--max-cost", 0.02)
     flags = (*flags[:-1], tmp_path / "p", "--model", "teacher")
-    with ChatServer(ask(teacher)) as server:
+    with ChatServer(answers_of(teacher)) as server:
         said = asked.fails(*flags, "--base-url", server.url, *prices)
         assert "--max-cost 0.02" in said and "goes on" in said
         assert 0 < sum(server.paid_tokens) / 1e6 <= 0.02
@@ -554,7 +548,7 @@ def test_what_is_no_chat_api_is_said_so(asked, instructions, tmp_path, monkeypat
 
 def test_extra_parameters_are_sent_and_ours_can_be_taken_away(tmp_path, teacher, instructions):
     sampling = Sampling(model="m", json_mode=False, extra='{"top_p": null, "min_p": 0.1}')
-    with ChatServer(ask(teacher)) as server:
+    with ChatServer(answers_of(teacher)) as server:
         build(instructions, tmp_path / "out", server.url, sampling=sampling)
     for request in server.requests:
         assert request.body.keys() == {"model", "messages", "temperature", "max_tokens", "min_p"}
