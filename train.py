@@ -25,7 +25,7 @@ from janus_min import cli, mini_data
 from janus_min.checkpoint import save_model
 from janus_min.cli import Parser, add_fields, given_fields
 from janus_min.config import ModelConfig
-from janus_min.device import compute_dtype
+from janus_min.device import compute_dtype, pick_impl
 from janus_min.errors import UserError
 from janus_min.grading import score_model
 from janus_min.interrupt import Interruptible, StoppedError
@@ -34,9 +34,9 @@ from janus_min.memory import Job, report
 from janus_min.model import RewardModel
 from janus_min.objectives import OBJECTIVES
 from janus_min.parallel import Ranks, fail, join, local, reshard, run_rank, whole
-from janus_min.prepare import check, check_out, prepare
+from janus_min.prepare import check, check_out, prepare, require_context
 from janus_min.progress import clock
-from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe
+from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe, mini_model
 from janus_min.records import Records
 from janus_min.resume import begin, save
 from janus_min.run import Options, Run
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.only_look:
         return look(name, recipe, options)
     ranks = join(options.device, options.replicas)
-    train_start(name, recipe, options, ranks)
+    options = train_start(name, recipe, options, ranks)
     with ranks.together():
         run = prepare(name, recipe, options, ranks)
     model, optimizer, first, identity = begin(run)
@@ -115,19 +115,33 @@ def command_line(arguments: list[str] | None) -> tuple[str, Recipe, Options]:
     return given.name, recipe, options
 
 
-def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> None:
+def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Options:
     """Writes the miniature's files, and trains the one that another one starts from, unless it is
-    there."""
+    there. Returns the options for what is left: a --resume may have been of the start.
+    """
     with ranks.together():
         if recipe.miniature and ranks.first:
             mini_data.write_world(mini_data.FILES)
     if recipe.start is None or options.model is not None:
-        return
-    check_out(options.out or Path("runs") / name, options)  # before minutes of work
+        return options
+    out = options.out or Path("runs") / name
     model = mini_data.model_of(recipe.start)
-    there, begun = ranks.tell((model.exists(), (model.parent / "recipe.json").exists()))
+    there, begun = ranks.tell((model.exists(), is_begun(recipe.start)))
+    if begun and not ranks.tell((out / "recipe.json").exists()):
+        options = replace(options, resume=False)
     if not there:
+        check_out(out, options)  # before minutes of work
+        require_context(recipe, mini_model(vocab_size=0))
+        pick_impl(ranks.device, mini_model(vocab_size=0).head_dim, options.impl)
         main([recipe.start, "--device", ranks.device, *(["--resume"] if begun else [])])
+    return options
+
+
+def is_begun(miniature: str) -> bool:
+    """Whether its training, or that of what it starts from, has begun and not ended."""
+    model, start = mini_data.model_of(miniature), RECIPES[miniature].start
+    here = (model.parent / "recipe.json").exists()
+    return not model.exists() and (here or (start is not None and is_begun(start)))
 
 
 def look(name: str, recipe: Recipe, options: Options) -> None:

@@ -44,11 +44,7 @@ def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
         if not options.only_look:
             check_weights(recipe, options, start)
     checkpoint.require_vocabulary(tokenizer, config)
-    if recipe.longest > config.max_position_embeddings:
-        raise UserError(
-            f"--max-tokens is {recipe.longest}, must be at most the model's context, "
-            f"{config.max_position_embeddings}"
-        )
+    require_context(recipe, config)
 
     print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in recipe.shown().items()))
     files = options.data or (mini_data.FILES / f"{recipe.miniature}.jsonl",)
@@ -110,6 +106,15 @@ def check(name: str, recipe: Recipe, options: Options) -> None:
     for flag in ("reference", "reference_logps"):
         given = getattr(options, flag) is not None
         require(not given or recipe.objective == "dpo", options, flag, "left out: only DPO has one")
+
+
+def require_context(recipe: Recipe, config: ModelConfig) -> None:
+    """Raises UserError for examples that may be longer than the model's context."""
+    if recipe.longest > config.max_position_embeddings:
+        raise UserError(
+            f"--max-tokens is {recipe.longest}, must be at most the model's context, "
+            f"{config.max_position_embeddings}"
+        )
 
 
 def check_weights(recipe: Recipe, options: Options, start: Path) -> None:

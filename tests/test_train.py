@@ -3,13 +3,16 @@
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train
-from janus_min import checkpoint
+from janus_min import checkpoint, mini_data
 from janus_min.mini_data import collection, plain_texts
 from janus_min.objectives import OBJECTIVES
 from janus_min.recipes import JANUS, JANUS_DPO, JANUS_ORPO, JANUS_RM, RECIPES
@@ -17,6 +20,13 @@ from janus_min.state import states
 from tests.conftest import tiny_policy
 from tests.peers import transformers
 from tests.runs import metrics, write_data
+
+
+@pytest.fixture
+def world_at_hand(world, monkeypatch):
+    """The files of the world are copied, instead of made anew by every run."""
+    copy = partial(shutil.copytree, world, dirs_exist_ok=True)
+    monkeypatch.setattr(mini_data, "write_world", copy)
 
 
 def test_recipes_are_the_papers():
@@ -130,7 +140,7 @@ def test_dropped_rows_are_printed_for_held_out_data_too(program, small, start, t
     ]
 
 
-def test_the_miniatures_have_the_same_budget_of_steps(program):
+def test_the_miniatures_have_the_same_budget_of_steps(program, world_at_hand):
     steps = {}
     for name in ("mini-sft", "mini-uniform"):
         plan = re.search(
@@ -174,7 +184,7 @@ def test_wrong_flags(program):
 
 
 def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_right(
-    program, tmp_path, monkeypatch
+    program, world_at_hand, tmp_path, monkeypatch
 ):
     """mini-dpo would train mini-sft-small first, for minutes."""
     (tmp_path / "taken/state").mkdir(parents=True)
@@ -184,11 +194,35 @@ def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_r
         (("--eval-data", "nothing.jsonl"), "nothing.jsonl not found"),
         (("--resume",), "runs/mini-dpo holds no run to resume"),
         (("--out", "taken"), "taken already holds a run"),
+        (("--row-tokens", 8192), "--max-tokens is 4096, must be at most the model's context, 2048"),
+        (("--impl", "triton"), "--impl is triton, which needs heads of 64 or 128"),
     ]:
         assert message in program.fails("mini-dpo", *more)
 
 
-def test_a_miniature_can_be_looked_at_without_its_start(program, tmp_path):
+def test_resume_goes_on_with_the_training_of_a_start(program, world_at_hand, tmp_path, monkeypatch):
+    """Three miniatures in a row; the training of the first one was interrupted."""
+    starts = {"mini-base": None, "mini-sft": "mini-base", "mini-sft-chosen": "mini-sft"}
+    few = {
+        name: replace(RECIPES[name], start=start, epochs=1, max_examples=20)
+        for name, start in starts.items()
+    }
+    monkeypatch.setattr(train, "RECIPES", few)
+    monkeypatch.setattr(train, "score_model", lambda *arguments: [])
+    program("mini-base", "--steps", 1)
+    shutil.rmtree(tmp_path / "runs/mini-base/model")
+    out = program("mini-sft-chosen", "--resume")
+    first, *others = (len(metrics(tmp_path / "runs" / name)) for name in starts)
+    assert first > 1 and re.findall(r"trained (\d) steps in .* in runs/(.*)/model", out) == [
+        (str(count), name) for count, name in zip([first - 1, *others], starts)
+    ]
+    assert "runs/mini-sft-chosen already holds a run" in program.fails("mini-sft-chosen")
+    program("mini-sft-chosen", "--resume")  # finds nothing to do
+    shutil.rmtree(tmp_path / "runs/mini-sft-chosen")
+    assert "mini-sft-chosen holds no run to resume" in program.fails("mini-sft-chosen", "--resume")
+
+
+def test_a_miniature_can_be_looked_at_without_its_start(program, world_at_hand, tmp_path):
     out = program("mini-dpo", "--dry-run")
     assert "960 examples (dropped: none)" in out and "plan: 120 steps" in out
     assert "]" in program("mini-rm", "--show-rows", 1)
