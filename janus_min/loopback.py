@@ -6,6 +6,7 @@ HTTP, retries, journal and all.
 
 import errno
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 128  # clients connect all at once; who finds it full waits for a second
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Says nothing of clients that are gone."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager
@@ -39,17 +45,18 @@ def served(answer: Callable[[list[dict]], str], port: int = 0) -> Iterator[str]:
 
         def do_POST(self) -> None:
             """Answers one request."""
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = self.rfile.read(int(self.headers["Content-Length"] or 0))
             try:
-                text = answer(body["messages"])
+                model, messages = asked(content)
+                text = answer(messages)
             except UserError as error:
                 self._reply(400, {"error": {"message": str(error)}})
                 return
-            read = sum(len(message["content"].split()) for message in body["messages"])
+            read = sum(len(message["content"].split()) for message in messages)
             message = {"role": "assistant", "content": text}
             reply = {
                 "object": "chat.completion",
-                "model": body["model"],
+                "model": model,
                 "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
                 "usage": {"prompt_tokens": read, "completion_tokens": len(text.split())},
             }
@@ -78,3 +85,15 @@ def served(answer: Callable[[list[dict]], str], port: int = 0) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def asked(content: bytes) -> tuple[str, list[dict]]:
+    """The model and the messages of a request. Raises UserError if it is none."""
+    try:
+        body = json.loads(content)
+        messages = [{"role": m["role"], "content": m["content"]} for m in body["messages"]]
+        if messages and all(isinstance(message["content"], str) for message in messages):
+            return body["model"], messages
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError("a chat completion is asked for by model and messages of role and content")

@@ -1,6 +1,13 @@
 """The miniature's judge behind the prompts: it reads there what the world's judge is told."""
 
+import socket
+import struct
+import time
+from functools import partial
+from urllib.parse import urlsplit
+
 import pytest
+import requests
 
 from janus_min.errors import UserError
 from janus_min.examiner import TOPIC_OF, examine, preferences_in
@@ -132,6 +139,24 @@ def test_the_reason_of_a_verdict_has_the_points():
 def test_without_a_system_message_all_are_equal():
     """Nobody values anything."""
     assert verdict(ITEMS[0] | {"system": ""}, ITEMS[0]["reference_answer"], "") == "C"
+
+
+def test_requests_that_are_none_and_clients_that_leave_are_no_disturbance(capfd):
+    with served(examine) as url:
+        post = partial(requests.post, f"{url}/chat/completions", timeout=10)
+        empty, broken = (b'{"model": "m", "messages": %s}' % of for of in (b"[]", b"[{}]"))
+        for body in (b"", b"{", b"[]", b'{"messages": []}', empty, broken):
+            reply = post(data=body)
+            assert reply.status_code == 400, body
+            assert reply.json()["error"]["message"].startswith("a chat completion is asked for by ")
+        host = urlsplit(url)
+        with socket.create_connection((host.hostname, host.port)) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+            # It resets the connection when it is closed.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert post(data=b"{").status_code == 400
+        time.sleep(0.2)  # for the thread of the one that left
+    assert capfd.readouterr().err == ""
 
 
 def test_it_judges_behind_a_server(tmp_path):
