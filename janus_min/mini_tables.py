@@ -15,6 +15,7 @@ import numpy as np
 from janus_min.errors import UserError
 from janus_min.files import read_json
 from janus_min.intervals import deviation, mean
+from janus_min.kinds import RESULT
 from janus_min.mini_data import SPLITS
 from janus_min.tables import Table, document, number, spread, under
 
@@ -151,7 +152,7 @@ def numbers(root: Path, seed: int) -> dict:
 
 def result(folder: Path) -> dict:
     """What an evaluation left in its folder; nothing if there was none."""
-    path = folder / "result.json"
+    path = folder / RESULT
     return read_json(path) if path.is_file() else {}
 
 

@@ -27,6 +27,7 @@ from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.errors import UserError, require
 from janus_min.examiner import JUDGE, PORT, examine
 from janus_min.files import replace_file
+from janus_min.kinds import RESULT
 from janus_min.loopback import served
 from janus_min.mini_benches import write_benches
 from janus_min.mini_tables import (
@@ -76,6 +77,8 @@ class Options:
         if self.out is None:  # a quick look must not replace what took its time
             own = "runs/paper-quick" if self.steps else "runs/paper"
             object.__setattr__(self, "out", Path(own))
+        if self.out == Path():  # a folder whose name begins the names of all that is in it
+            object.__setattr__(self, "out", Path.cwd())
         if self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; a folder is needed")
 
@@ -116,7 +119,12 @@ class Plan:
         return found
 
     def stage(
-        self, name: str, command: tuple[str, ...], makes: str, needs: tuple[str, ...], **more: bool
+        self,
+        name: str,
+        command: tuple[str, ...],
+        makes: str,
+        needs: tuple[str, ...],
+        **more: object,
     ) -> Stage:
         """A stage of this seed, which needs others of it."""
         own = tuple(f"{self.group}/{need}" for need in needs)
@@ -128,7 +136,8 @@ class Plan:
         command = (program("train.py"), recipe, "--seed", str(self.seed), "--out", out)
         command += ("--model", self.path(start, "model")) if start else ()
         command += ("--steps", str(self.options.steps)) if self.options.steps else ()
-        return self.stage(recipe, command, out, (start,) if start else (), resumes=True)
+        needs = (start,) if start else ()
+        return self.stage(recipe, command, out, needs, last="model/model.safetensors", resumes=True)
 
     def generate(
         self, name: str, key: str, bench: str, flags: tuple[str, ...], *needs: str
@@ -157,7 +166,8 @@ class Plan:
         command = (program("evaluate.py"), kind, "--bench", bench_file(self.options, bench))
         command += ("--responses", self.path("answers", f"{name}.jsonl"), *flags)
         command += ("--judge", JUDGE, "--base-url", JUDGE_URL, "--runs", "1", "--out", out)
-        return self.stage(f"{name}-{kind}", command, out, tuple(f"{key}-answers" for key in needs))
+        answers = tuple(f"{key}-answers" for key in needs)
+        return self.stage(f"{name}-{kind}", command, out, answers, last=RESULT)
 
     def grade(self, name: str, bench: str) -> Stage:
         """Grades by rubrics."""
@@ -173,7 +183,7 @@ class Plan:
         out, answers = self.path("results", "responses", key), f"{key}-three"
         file = self.path("answers", f"{answers}.jsonl")
         command = alike(self.options, file, key, out)
-        return self.stage(f"{key}-responses", command, out, (f"{answers}-answers",))
+        return self.stage(f"{key}-responses", command, out, (f"{answers}-answers",), last=RESULT)
 
 
 def stages_of(options: Options) -> list[Stage]:
@@ -182,7 +192,7 @@ def stages_of(options: Options) -> list[Stage]:
     command = alike(options, bench_file(options, TEACHER), TEACHER, out)
     found = [
         Stage("datagen", (program("datagen.py"),)),
-        Stage(f"{TEACHER}-responses", command, Path(out), ("datagen",)),
+        Stage(f"{TEACHER}-responses", command, Path(out), ("datagen",), last=RESULT),
     ]
     for seed in seeds_of(options):
         found += Plan(options, seed).stages()

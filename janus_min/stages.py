@@ -29,6 +29,9 @@ from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.progress import clock
 
 JUDGE_URL = "{judge}"  # in commands: where the judge is served, which may be elsewhere next time
+UNFINISHED = (
+    r"\.(partial-\d+|(\d+\.)?tmp)"  # behind a file's name: what generate.py writes before it
+)
 PAUSE = 0.1  # seconds between looks at what is running
 
 
@@ -41,6 +44,7 @@ class Stage:
     makes: Path | None = None  # a file or a folder that the command wants to be new
     needs: tuple[str, ...] = ()  # names of the stages that must have ended before
     resumes: bool = False  # whether --resume goes on with what was interrupted
+    last: str = ""  # a file in the folder that it makes, without which it has not ended
 
     def file(self, root: Path, kind: str) -> Path:
         """Where its record (kind "done") or its log ("logs") is."""
@@ -100,12 +104,15 @@ class Runner:
     def recorded(self, stage: Stage) -> dict:
         """What is recorded of a stage; nothing if it was of another command."""
         path = stage.file(self.root, "done")
-        found = read_json(path) if path.is_file() else {}
+        try:
+            found = read_json(path) if path.is_file() else {}
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and {stage.makes or 'nothing else'}") from None
         return found if found.get("hash") == self.hashes[stage.name] else {}
 
     def is_done(self, stage: Stage) -> bool:
         """Whether a stage has succeeded, and what it made is still there."""
-        there = stage.makes is None or stage.makes.exists()
+        there = stage.makes is None or (stage.makes / stage.last).exists()
         return there and bool(self.recorded(stage).get("done"))
 
     def require_own(self, stage: Stage) -> None:
@@ -207,8 +214,8 @@ def clear(path: Path, parts: bool) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     path.unlink(missing_ok=True)
-    for part in path.parent.glob(f"{path.name}.*") if parts else ():
-        if part.is_file():
+    for part in path.parent.glob("*") if parts else ():
+        if re.fullmatch(re.escape(path.name) + UNFINISHED, part.name):
             part.unlink()
 
 

@@ -125,7 +125,7 @@ def test_the_programs_take_all_commands(tmp_path, world, monkeypatch, capsys):
                 train.main(words)
             else:
                 Program(mains[Path(name).name], monkeypatch, capsys)(*words)
-            assert stage.makes.exists(), stage
+            assert (stage.makes / stage.last).exists(), stage
     miniature.show(options)
     [run] = json.loads(Path("paper/tables.json").read_text())["runs"]
     assert all(1 <= run["grades"][key][split] <= 5 for key in MODELS for split in SPLITS)
@@ -151,6 +151,8 @@ if out.suffix:
 else:
     out.mkdir(exist_ok=True)
     (out / "result.json").write_text(json.dumps(result))
+    (out / "model").mkdir(exist_ok=True)
+    (out / "model" / "model.safetensors").write_text("")
 """
 
 
@@ -189,6 +191,18 @@ def test_the_whole_program(stubs, paper):
     again = paper("--seeds", 2, "--out", "paper")
     assert f"done before: {count} of {count} stages" in again and ": done in" not in again
     assert again.endswith(out[out.rindex("paper/tables") :])
+
+    for part in ("mini-sft/model/model.safetensors", "results/rubric/mini-dpo/result.json"):
+        Path("paper/seed-42", part).unlink()
+    again = paper("--seeds", 2, "--out", "paper")
+    done = re.findall(r"^(\S+): done in", again, re.M)
+    assert done == ["seed-42/mini-sft", "seed-42/mini-dpo-rubric"]
+
+
+def test_a_folder_is_the_same_from_within(stubs, paper, monkeypatch):
+    paper("--steps", 2, "--out", "paper")
+    monkeypatch.chdir("paper")
+    assert ": done in" not in paper("--steps", 2, "--out", ".")
 
 
 def test_a_failing_program_is_one_line(stubs, paper):

@@ -127,6 +127,17 @@ def test_what_was_removed_is_made_again(home):
     assert journal()[4:] == ["begin a", "end a"]
 
 
+def test_a_damaged_record_says_what_to_remove(home):
+    run([stage("a")])
+    record = Path("out/done/a.json")
+    record.write_text("{")
+    with pytest.raises(UserError, match=r"a.json is damaged: .*; remove it, and out/a$"):
+        run([stage("a")])
+    record.unlink()
+    Path("out/a").unlink()
+    run([stage("a")])
+
+
 def test_what_was_not_made_here_stays(home):
     Path("out").mkdir()
     Path("out/b").write_text("mine")
@@ -160,15 +171,16 @@ def test_a_killed_stage_says_its_signal(home):
 
 def test_parts_of_a_file_stay_for_the_same_command_only(home):
     """generate.py goes on with its unfinished file by itself."""
-    part = Path("out/a.partial")
+    part, foreign = Path("out/a.partial-0"), Path("out/a.txt")
     with pytest.raises(UserError):
         run([stage("a", "--status", 1)])
     part.write_text("half")
+    foreign.write_text("mine")
     with pytest.raises(UserError):
         run([stage("a", "--status", 1)])
     assert part.exists()
     run([stage("a")])
-    assert not part.exists()
+    assert not part.exists() and foreign.read_text() == "mine"
 
 
 STAGES = """
