@@ -11,10 +11,12 @@
 RECIPE is one of: {recipes}
 """
 
+import io
 import math
 import os
 import signal
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +36,9 @@ from janus_min.memory import Job, report
 from janus_min.model import RewardModel
 from janus_min.objectives import OBJECTIVES
 from janus_min.parallel import Ranks, fail, join, local, reshard, run_rank, whole
-from janus_min.prepare import check, check_out, prepare, require_context
+from janus_min.prepare import check, check_out, prepare
 from janus_min.progress import clock
-from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe, mini_model
+from janus_min.recipes import FIXED, MISTRAL_7B, RECIPES, Recipe
 from janus_min.records import Records
 from janus_min.resume import begin, save
 from janus_min.run import Options, Run
@@ -118,22 +120,29 @@ def command_line(arguments: list[str] | None) -> tuple[str, Recipe, Options]:
 def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Options:
     """Writes the miniature's files, and trains the one that another one starts from, unless it is
     there. Returns the options for what is left: a --resume may have been of the start.
+
+    Whatever can be known to be wrong is said before the start is trained, which takes minutes.
     """
     with ranks.together():
         if recipe.miniature and ranks.first:
             mini_data.write_world(mini_data.FILES)
     if recipe.start is None or options.model is not None:
         return options
-    out = options.out or Path("runs") / name
-    model = mini_data.model_of(recipe.start)
+    out, model = options.out or Path("runs") / name, mini_data.model_of(recipe.start)
     there, begun = ranks.tell((model.exists(), is_begun(recipe.start)))
     if begun and not ranks.tell((out / "recipe.json").exists()):
         options = replace(options, resume=False)
-    if not there:
-        check_out(out, options)  # before minutes of work
-        require_context(recipe, mini_model(vocab_size=0))
-        pick_impl(ranks.device, mini_model(vocab_size=0).head_dim, options.impl)
+    if there:
+        return options
+    with ranks.together(), redirect_stdout(io.StringIO()):
+        check_out(out, options, model)
+        run = prepare(name, recipe, replace(options, dry_run=True), ranks)
+        pick_impl(ranks.device, run.config.head_dim, options.impl)
+    try:
         main([recipe.start, "--device", ranks.device, *(["--resume"] if begun else [])])
+    except UserError as error:
+        error.args = (f"{recipe.start} is trained first, as --model gives none: {error}",)
+        raise
     return options
 
 

@@ -30,21 +30,25 @@ COLUMNS = {
 def prepare(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Run:
     """Reads and checks all that a run needs, and prints what it is going to be."""
     out = options.out or Path("runs") / name
-    if not options.only_look:
-        check_out(out, options)
     start = options.model or (mini_data.model_of(recipe.start) if recipe.start else None)
+    if not options.only_look:
+        check_out(out, options, start)
     if options.only_look and recipe.start and not start.exists():
         start = None  # the world's tokenizer is enough to look at rows
     tokenizer = Tokenizer(start or mini_data.FILES)
     config = mini_model(tokenizer.vocab_size)
     if start:
         config = ModelConfig.from_json(start / "config.json")
-        if options.reference:
-            check_reference(recipe, options.reference, config, tokenizer)
         if not options.only_look:
             check_weights(recipe, options, start)
+    if options.reference:
+        check_reference(recipe, options.reference, config, tokenizer)
     checkpoint.require_vocabulary(tokenizer, config)
-    require_context(recipe, config)
+    if recipe.longest > config.max_position_embeddings:
+        raise UserError(
+            f"--max-tokens is {recipe.longest}, must be at most the model's context, "
+            f"{config.max_position_embeddings}"
+        )
 
     print(f"{name}: " + ", ".join(f"{key} {value}" for key, value in recipe.shown().items()))
     files = options.data or (mini_data.FILES / f"{recipe.miniature}.jsonl",)
@@ -108,15 +112,6 @@ def check(name: str, recipe: Recipe, options: Options) -> None:
         require(not given or recipe.objective == "dpo", options, flag, "left out: only DPO has one")
 
 
-def require_context(recipe: Recipe, config: ModelConfig) -> None:
-    """Raises UserError for examples that may be longer than the model's context."""
-    if recipe.longest > config.max_position_embeddings:
-        raise UserError(
-            f"--max-tokens is {recipe.longest}, must be at most the model's context, "
-            f"{config.max_position_embeddings}"
-        )
-
-
 def check_weights(recipe: Recipe, options: Options, start: Path) -> None:
     """Raises UserError unless the models to start from are there, whole, and of the right kind."""
     if recipe.objective == "reward":
@@ -145,18 +140,23 @@ def check_reference(
         raise UserError(f"{reference}: its tokenizer.model is not that of --model")
 
 
-def check_out(out: Path, options: Options) -> None:
+def check_out(out: Path, options: Options, start: Path | None) -> None:
     """Raises UserError if a run would write over something that it should not."""
     model = out / "model"
-    for flag in ("model", "reference"):
-        given = getattr(options, flag)
-        if given and model.resolve() == given.resolve():
-            raise UserError(f"--out {out} would write over --{flag} {given}; choose another --out")
+    for what, path in (
+        ("--model", options.model),
+        ("--reference", options.reference),
+        ("its own start,", start),
+    ):
+        if path and model.resolve() == path.resolve():
+            raise UserError(f"--out {out} would write over {what} {path}; choose another --out")
     holds_run = (out / "recipe.json").exists()
     if options.resume and not holds_run and not (out / "reference").exists():
         raise UserError(f"{out} holds no run to resume")
-    if not options.resume and (holds_run or model.exists() or (out / "state").exists()):
+    if not options.resume and holds_run:
         raise UserError(f"{out} already holds a run: --resume continues it, --out starts another")
+    if not holds_run and (model.exists() or (out / "state").exists()):
+        raise UserError(f"{out} holds what a run has left, without recipe.json: move it elsewhere")
     out.mkdir(parents=True, exist_ok=True)
 
 

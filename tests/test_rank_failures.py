@@ -68,7 +68,10 @@ def test_mistakes_and_a_dry_run_are_printed_once(rows_for_ranks):
     assert [end.status for end in ends] == [2, 2] and ends[0].err.count("\n") == 1
     ends += on_ranks(2, program_on("mini-sft", "--dry-run"))
     assert "memory per GPU" in ends[2].out
-    assert not any(end.out or end.err for end in (ends[1], ends[3]))
+    ends += on_ranks(2, program_on("mini-dpo", "--resume"))  # before its start is trained
+    assert [end.status for end in ends[4:]] == [2, 2]
+    assert ends[4].err == "error: runs/mini-dpo holds no run to resume\n"
+    assert not any(end.out or end.err for end in ends[1::2])
 
 
 def test_idle_ranks_are_named(rows_for_ranks):

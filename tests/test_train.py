@@ -187,13 +187,20 @@ def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_r
     program, world_at_hand, tmp_path, monkeypatch
 ):
     """mini-dpo would train mini-sft-small first, for minutes."""
-    (tmp_path / "taken/state").mkdir(parents=True)
-    monkeypatch.setattr(train, "prepare", lambda *arguments: pytest.fail("something is trained"))
+    for path in ("taken/recipe.json", "left/state"):
+        (tmp_path / path).mkdir(parents=True)
+    write_data(tmp_path / "data.jsonl")
+    monkeypatch.setattr(train, "begin", lambda *arguments: pytest.fail("something is trained"))
     for more, message in [
         (("--data", "nothing.jsonl"), "nothing.jsonl not found"),
         (("--eval-data", "nothing.jsonl"), "nothing.jsonl not found"),
         (("--resume",), "runs/mini-dpo holds no run to resume"),
+        (("--data", "data.jsonl"), "data.jsonl:1: this is no preference pair"),
+        (("--eval-data", "data.jsonl"), "data.jsonl:1: this is no preference pair"),
+        (("--reference", "nowhere"), "nowhere/config.json not found"),
         (("--out", "taken"), "taken already holds a run"),
+        (("--out", "left"), "left holds what a run has left, without recipe.json: move it"),
+        (("--out", "runs/mini-sft-small"), "would write over its own start, runs/mini-sft-small"),
         (("--row-tokens", 8192), "--max-tokens is 4096, must be at most the model's context, 2048"),
         (("--impl", "triton"), "--impl is triton, which needs heads of 64 or 128"),
     ]:
@@ -220,6 +227,11 @@ def test_resume_goes_on_with_the_training_of_a_start(program, world_at_hand, tmp
     program("mini-sft-chosen", "--resume")  # finds nothing to do
     shutil.rmtree(tmp_path / "runs/mini-sft-chosen")
     assert "mini-sft-chosen holds no run to resume" in program.fails("mini-sft-chosen", "--resume")
+    shutil.rmtree(tmp_path / "runs/mini-sft/model")
+    few["mini-sft"] = replace(few["mini-sft"], seed=7)
+    message = program.fails("mini-sft-chosen")
+    assert message.startswith("error: mini-sft is trained first, as --model gives none: runs/mini-")
+    assert "is of another run: --seed was 42 and is 7" in message
 
 
 def test_a_miniature_can_be_looked_at_without_its_start(program, world_at_hand, tmp_path):
