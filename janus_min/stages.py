@@ -29,9 +29,7 @@ from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.progress import clock
 
 JUDGE_URL = "{judge}"  # in commands: where the judge is served, which may be elsewhere next time
-UNFINISHED = (
-    r"\.(partial-\d+|(\d+\.)?tmp)"  # behind a file's name: what generate.py writes before it
-)
+UNFINISHED = r"\.(partial-\d+|(\d+\.)?tmp)"  # ends the names of what a file is made of
 PAUSE = 0.1  # seconds between looks at what is running
 
 
