@@ -76,7 +76,7 @@ class Options:
     reward_model: Path | None = None  # directory of the reward model that chooses one of n
     seed: int = 0  # of all random numbers
     batch_size: int = 64  # responses at a time
-    precision: str | None = None  # bf16 or fp32; bf16 on a GPU, fp32 on a CPU, where it is faster
+    precision: str | None = None  # bf16 or fp32; unless given, bf16 on a GPU and fp32 on a CPU
 
     def __post_init__(self):
         for name, least in (("n", 1), ("batch_size", 1), ("seed", 0)):

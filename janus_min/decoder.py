@@ -2,9 +2,9 @@
 
 Queries, keys and values come from one product, and so do both halves of the MLP: a step with a few
 tokens reads all weights for little arithmetic, and on a GPU waits for every launch. On a CPU the
-matrices are stored as oneDNN's blocks in fp32, which is up to 2.5 times as fast as a plain product
-for a few rows, and what the MLP's gate lets through is multiplied within a product; for other types
-they are stored transposed. `model.Policy` is the specification.
+matrices are stored as its libraries read them fastest, MKL's fp32 and oneDNN's bf16, which is up to
+2.5 times as fast as a plain product for a few rows; other types are stored transposed.
+`model.Policy` is the specification.
 """
 
 import math
@@ -16,14 +16,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus_min.cache import Attend, Store
-from janus_min.model import MLP, Block, Policy, RMSNorm, rotary_table
+from janus_min.model import Block, Policy, RMSNorm, rotary_table
 
-PACKS = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
-ROWS = 16  # tokens for which blocks are laid out; others are nearly as fast
+PACKS = (
+    platform.machine() in ("x86_64", "AMD64")
+    and torch.backends.mkl.is_available()
+    and torch.backends.mkldnn.is_available()
+)
+ROWS = 256  # tokens for which weights are laid out: as fast as any for fewer, nearly so for more
 
 
 class Packed:
-    """x ↦ x·Wᵀ with W (out, in) in blocks of oneDNN's choice; fp32 on a CPU."""
+    """x ↦ x·Wᵀ with W (out, in) as MKL packs it: (N, in) to (N, out), fp32 on a CPU."""
+
+    def __init__(self, weight: Tensor):
+        self.weight = torch.ops.mkl._mkl_reorder_linear_weight(weight, ROWS)
+        # What the operator asks for W's shape, and would fall back to if `len(x)` were not N.
+        self.shape = weight.new_empty(1).expand(weight.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.ops.mkl._mkl_linear(x, self.weight, self.shape, None, len(x))
+
+
+class Blocked:
+    """The same with W in blocks of oneDNN's choice, bf16 on a CPU."""
 
     def __init__(self, weight: Tensor):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
@@ -33,7 +49,7 @@ class Packed:
 
 
 class Transposed:
-    """The same with Wᵀ in memory, for what oneDNN has not."""
+    """The same with Wᵀ in memory, for types that have no layout of their own."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight.T.contiguous()
@@ -52,9 +68,14 @@ class Plain:
         return F.linear(x, self.weight)
 
 
-def packs(weight: Tensor) -> bool:
-    """Whether oneDNN has blocks for it."""
-    return PACKS and weight.dtype == torch.float32 and not weight.is_cuda
+def layout(weight: Tensor) -> type[Packed | Blocked | Transposed | Plain]:
+    """What is fast for this matrix, where it is."""
+    if weight.is_cuda:
+        return Plain
+    if PACKS and weight.dtype == torch.float32:
+        return Packed
+    bf16 = PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # with AVX-512
+    return Blocked if bf16 and weight.dtype == torch.bfloat16 else Transposed
 
 
 def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
@@ -62,47 +83,11 @@ def product(*parts: nn.Linear, take: bool) -> Callable[[Tensor], Tensor]:
     the parts lose their weights, so that there are not two of each in memory.
     """
     weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
-    if weight.is_cuda:
-        laid = Plain(weight)
-    elif packs(weight):
-        laid = Packed(weight)
-    else:
-        laid = Transposed(weight)
+    laid = layout(weight)(weight)
     if take:
         for part in parts:
             part.weight = None
     return laid
-
-
-class PackedGate:
-    """x ↦ silu(x·Gᵀ) · x·Uᵀ, multiplied within the second product. oneDNN could activate within the
-    first one, too, but with AVX2 this takes it longer than a pass over (N, F) numbers.
-    """
-
-    def __init__(self, mlp: MLP):
-        self.gate, self.up = Packed(mlp.gate_proj.weight), Packed(mlp.up_proj.weight)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        gate = F.silu(self.gate(x), inplace=True)
-        linear = torch.ops.mkldnn._linear_pointwise
-        return linear.binary(x, gate, self.up.weight, None, "mul")
-
-
-def gated(mlp: MLP, take: bool) -> Callable[[Tensor], Tensor]:
-    """The inner part of the MLP, silu(gate(x)) · up(x)."""
-    if packs(mlp.gate_proj.weight):
-        laid = PackedGate(mlp)
-        if take:
-            mlp.gate_proj.weight = mlp.up_proj.weight = None
-        return laid
-    gate_up = product(mlp.gate_proj, mlp.up_proj, take=take)
-
-    def apart(x: Tensor) -> Tensor:
-        """The activation behind the product."""
-        gate, up = gate_up(x).chunk(2, dim=-1)  # (N, F) each
-        return F.silu(gate) * up
-
-    return apart
 
 
 class DecoderBlock:
@@ -119,13 +104,14 @@ class DecoderBlock:
         self.norms = [normalisation(norm) for norm in norms]
         self.qkv = product(attention.q_proj, attention.k_proj, attention.v_proj, take=take)
         self.o = product(attention.o_proj, take=take)
-        self.gated = gated(mlp, take)
+        self.gate_up = product(mlp.gate_proj, mlp.up_proj, take=take)
         self.down = product(mlp.down_proj, take=take)
 
     def __call__(self, x: Tensor, table: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         q, k, v = self.split(x, table)
         x += self.o(attend(self.layer, q, k, v).flatten(-2))
-        x += self.down(self.gated(self.norms[1](x)))
+        gate, up = self.gate_up(self.norms[1](x)).chunk(2, dim=-1)  # (N, F) each
+        x += self.down(F.silu(gate).mul_(up))
         return x
 
     def split(self, x: Tensor, table: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,22 +123,24 @@ class DecoderBlock:
 
 
 class Norm:
-    """`model.RMSNorm`, w · x / √(|x|²/D + ε), in fewer passes over x: √D·w · x / √(|x|² + D·ε)."""
+    """`model.RMSNorm`, w · x / √(|x|²/D + ε), in fewer passes over x: √D·w · x / √(|x|² + D·ε).
+    Inside, 16 bits are 32.
+    """
 
     def __init__(self, norm: RMSNorm):
         D = len(norm.weight)
-        self.weight = norm.weight.detach() * math.sqrt(D)
+        self.wide = torch.promote_types(norm.weight.dtype, torch.float32)
+        self.weight = norm.weight.detach().to(self.wide) * math.sqrt(D)
         self.floor = self.weight.new_tensor(math.sqrt(D * norm.eps))
 
     def __call__(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return (x / torch.hypot(length, self.floor)).mul_(self.weight)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide)
+        return (x / torch.hypot(length, self.floor)).mul_(self.weight).to(x.dtype)
 
 
 def normalisation(norm: RMSNorm) -> Callable[[Tensor], Tensor]:
-    """The norm as it is fast: a GPU has a kernel for it, and 16 bits need the wider inside."""
-    weight = norm.weight
-    return norm if weight.is_cuda or weight.dtype.itemsize < 4 else Norm(norm)
+    """The norm as it is fast: a GPU has a kernel for it."""
+    return norm if norm.weight.is_cuda else Norm(norm)
 
 
 def turned(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

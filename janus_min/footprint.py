@@ -37,8 +37,8 @@ def footprint(
         weights = sum(p.numel() for p in Policy(config, "torch").parameters()) * width
     cache = 2 * config.num_hidden_layers * slots * T * G * Dh * width
     # A block's input, the same normalised, queries, keys and values, what they were turned from,
-    # the halves of the MLP, one activated, and their product. Turning itself needs less.
-    block = (2 * D + (H + 2 * G) * Dh + (H + G) * Dh + 4 * F) * width
+    # the halves of the MLP, and one activated. Turning itself needs less.
+    block = (2 * D + (H + 2 * G) * Dh + (H + G) * Dh + 3 * F) * width
     angles = 3 * Dh // 2 * 4  # of a position: cosines twice, sines
     prompts = row_tokens * (block + angles + ROW_BYTES)
     likeliest = GREEDY_BYTES + (COPY_BYTES if width < 4 else 0)
