@@ -17,16 +17,16 @@ from janus_min.model import Policy
 from tests.peers import transformers
 
 
-def machine() -> str:
+def machine(precision: str = "fp32") -> str:
     """What the numbers were measured on."""
     return (
         f"machine: {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}, fp32"
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {precision}"
     )
 
 
 def same_model_twice(
-    directory: Path, vocab_size: int
+    directory: Path, vocab_size: int, dtype: torch.dtype = torch.float32
 ) -> tuple[transformers.MistralForCausalLM, Policy]:
     """A random Mistral as transformers makes and reads it, and as this project reads it.
 
@@ -49,9 +49,9 @@ def same_model_twice(
     )
     transformers.MistralForCausalLM(config).save_pretrained(directory)
     theirs = transformers.MistralForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="sdpa"
+        directory, dtype=dtype, attn_implementation="sdpa"
     )
-    return theirs, load_model(Policy, directory, impl="torch")
+    return theirs, load_model(Policy, directory, impl="torch", dtype=dtype)
 
 
 def alternate(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -1,6 +1,6 @@
 """Generation beside Hugging Face's `generate`, the same tokens on both sides.
 
-    python -m tests.bench.generation
+    python -m tests.bench.generation [--precision bf16]
 
 1. One prompt and sixteen, 64 new tokens each.
 2. 200 prompts of 16 to 128 tokens whose responses have lengths fixed in advance, 16 to 256 tokens:
@@ -10,9 +10,10 @@
 
 Both sides take the most likely token and never meet an EOS, so that they do the same work; prompts
 have unequal lengths, padded on the left for Hugging Face. What is timed is a whole call, prompts
-included.
+included. In fp32 both must find the same tokens; in bf16, where near-ties are many, as many.
 """
 
+import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from janus_min.decoder import Decoder
 from janus_min.engine import generate
+from janus_min.loading import PRECISIONS
 from janus_min.model import Policy
 from janus_min.sampling import Request, Sampling
 from janus_min.tokenizer import EOS
@@ -96,10 +98,19 @@ def without_eos(theirs: transformers.MistralForCausalLM, ours: Policy) -> None:
             model.lm_head.weight[EOS] = 0
 
 
-def same(expected: list[list[int]], found: list[list[int]], lengths: list[int]) -> None:
-    """Ends the program unless both sides made the same tokens, as many as they should."""
-    if [len(ids) for ids in expected] != lengths or expected != found:
+def same(
+    expected: list[list[int]], found: list[list[int]], lengths: list[int], exact: bool
+) -> None:
+    """Ends the program unless both made as many tokens as they should, and the same if `exact`."""
+    if any([len(ids) for ids in side] != lengths for side in (expected, found)):
+        raise SystemExit("the numbers of tokens differ: nothing to compare")
+    if exact and expected != found:
         raise SystemExit("the tokens differ: nothing to compare (a near-tie? try another SEED)")
+
+
+def exact(ours: Decoder) -> bool:
+    """Whether rounding decides no token, or hardly ever one."""
+    return ours.dtype == torch.float32
 
 
 def compare_batch(theirs: transformers.MistralForCausalLM, ours: Decoder, batch: int) -> None:
@@ -109,7 +120,7 @@ def compare_batch(theirs: transformers.MistralForCausalLM, ours: Decoder, batch:
         "Hugging Face": lambda: their_tokens(theirs, prompts, NEW_TOKENS),
         "janus-min": lambda: our_tokens(ours, prompts, lengths, batch),
     }
-    same(*(side() for side in sides.values()), lengths)  # the warm-up
+    same(*(side() for side in sides.values()), lengths, exact(ours))  # the warm-up
     print(
         f"\nbatch {batch}, prompts of {len(prompts[-1])} to 64 tokens, {NEW_TOKENS} new ones each"
     )
@@ -133,7 +144,7 @@ def compare_many(theirs: transformers.MistralForCausalLM, ours: Decoder) -> None
         f"HF, batch {best}": lambda: their_many(theirs, prompts, lengths, best),
         "janus-min": lambda: our_tokens(ours, prompts, lengths, SLOTS),
     }
-    same(expected, sides["janus-min"](), lengths)
+    same(expected, sides["janus-min"](), lengths, exact(ours))
     report(alternate(sides, LONG_ROUNDS), sum(lengths), MANY_TARGET)
 
 
@@ -151,9 +162,12 @@ def compare_shared(ours: Decoder) -> None:
 
 
 def main() -> None:
-    print(machine())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
+    precision = parser.parse_args().precision
+    print(machine(precision))
     with tempfile.TemporaryDirectory() as directory:
-        theirs, policy = same_model_twice(Path(directory), VOCABULARY)
+        theirs, policy = same_model_twice(Path(directory), VOCABULARY, PRECISIONS[precision])
     theirs.eval()
     without_eos(theirs, policy)
     ours = Decoder(policy)
