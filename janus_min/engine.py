@@ -31,9 +31,6 @@ from kernels.attention import tile_tables
 # Of prompts that are computed together. With 1,024, what a block computes is so large that malloc
 # returns it to the system each time, which clears the same pages anew for the next block.
 ROW_TOKENS = 512
-# Slots up to which a CPU computes those in use and no other one. With more, a step takes little
-# longer for a few more, and oneDNN prepares products anew for each number of rows.
-FEW = 16
 SPAN = 32  # slots of which a CPU reads equally many positions: as many as one of them has
 
 
@@ -249,7 +246,7 @@ class Engine:
         """One more token for every slot up to the last one that is in use."""
         live = [slot for slot, owner in enumerate(self.owner) if owner is not None]
         B = live[-1] + 1
-        if self.graphs or B > FEW:
+        if self.graphs:
             B = bucket(B, self.slots)
         reads = [1] * B  # positions, of each slot
         for slot in live:

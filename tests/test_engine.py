@@ -283,18 +283,6 @@ def test_a_step_computes_no_more_slots_than_are_in_use():
     assert sum(steps) == sum(engine.count) and steps[0] == 8 and steps[-1] == 1
 
 
-def test_many_slots_are_computed_in_few_different_numbers(monkeypatch):
-    """Above FEW, the next multiple of 8, and the slots that nobody uses change nothing."""
-    policy = with_eos(tiny_policy(dtype=torch.float64))
-    requests = [Request(prompt, seed=i) for i, prompt in enumerate(random_prompts(30))]
-    sampling = Sampling(max_tokens=30)
-    alone = generate(policy, requests, sampling, slots=1)
-    monkeypatch.setattr(engine_module, "FEW", 9)
-    _, steps = tokens_computed(Engine(policy, requests, sampling, slots=30))
-    assert {16, 24, 30} <= set(steps) <= {*range(10), 16, 24, 30}
-    assert generate(policy, requests, sampling, slots=30) == alone
-
-
 @pytest.mark.parametrize("window", [None, 5])
 def test_no_more_positions_are_read_than_one_of_a_few_slots_has(window, monkeypatch):
     policy = with_eos(tiny_policy(dtype=torch.float64, sliding_window=window))
@@ -302,9 +290,8 @@ def test_no_more_positions_are_read_than_one_of_a_few_slots_has(window, monkeypa
     sampling = Sampling(max_tokens=30)
     alone = generate(policy, requests, sampling, slots=1)
     monkeypatch.setattr(engine_module, "SPAN", 2)
-    monkeypatch.setattr(engine_module, "FEW", 5)  # slots that nobody uses are in spans, too
     engine = Engine(policy, requests, sampling, slots=11)
-    step, unused = engine.cache.step, []
+    step, different = engine.cache.step, []
 
     def watched(lengths, spans):
         assert [first for first, _, _ in spans] == list(range(0, len(lengths), 2))
@@ -312,8 +299,8 @@ def test_no_more_positions_are_read_than_one_of_a_few_slots_has(window, monkeypa
         assert spans[-1][1] == len(lengths)
         for first, end, T in spans:
             live = [slot for slot in range(first, end) if engine.owner[slot] is not None]
-            unused.append(not live)
             assert T == max([int(lengths[slot]) + 1 for slot in live], default=1)
+        different.append(len({T for _, _, T in spans}))
         return step(lengths, spans)
 
     engine.cache.step = watched
@@ -321,7 +308,7 @@ def test_no_more_positions_are_read_than_one_of_a_few_slots_has(window, monkeypa
     with torch.inference_mode():
         for index, token, _ in engine.run():
             found[index].append(token)
-    assert any(unused) and not all(unused)
+    assert max(different) > 2
     assert [[t for t in ids if t != 2] for ids in found] == [c.ids for c in alone]
 
 
