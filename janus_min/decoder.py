@@ -2,9 +2,9 @@
 
 Queries, keys and values come from one product, and so do both halves of the MLP: a step with a few
 tokens reads all weights for little arithmetic, and on a GPU waits for every launch. On a CPU the
-matrices are stored as its libraries read them fastest, MKL's fp32 and oneDNN's bf16, which is up to
-2.5 times as fast as a plain product for a few rows; other types are stored transposed.
-`model.Policy` is the specification.
+matrices are stored as its libraries read them fastest, fp32 by MKL and bf16 by oneDNN, which is up
+to 1.4 times as fast as a plain product; others are stored transposed. `model.Policy` is the
+specification.
 """
 
 import math
@@ -31,11 +31,13 @@ class Packed:
 
     def __init__(self, weight: Tensor):
         self.weight = torch.ops.mkl._mkl_reorder_linear_weight(weight, ROWS)
-        # What the operator asks for W's shape, and would fall back to if `len(x)` were not N.
+        # The operator asks a plain matrix for W's shape, and would multiply by it if it were told
+        # another number of rows than x has.
         self.shape = weight.new_empty(1).expand(weight.shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.ops.mkl._mkl_linear(x, self.weight, self.shape, None, len(x))
+        N = x.numel() // x.shape[-1]
+        return torch.ops.mkl._mkl_linear(x, self.weight, self.shape, None, N)
 
 
 class Blocked:
@@ -49,7 +51,7 @@ class Blocked:
 
 
 class Transposed:
-    """The same with Wᵀ in memory, for types that have no layout of their own."""
+    """The same with Wᵀ in memory, for what this CPU's libraries have no layout for."""
 
     def __init__(self, weight: Tensor):
         self.weight = weight.T.contiguous()

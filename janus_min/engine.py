@@ -151,12 +151,16 @@ class Engine:
 
     def _refill(self) -> None:
         """Gives free slots to the requests that wait; if none waits, closes the gaps."""
-        free = [slot for slot, owner in enumerate(self.owner) if owner is None]
-        if not free:
-            return
+        if self.queue and (free := self._free()):
+            self._fill(free)
         if not self.queue:
-            self._close_gaps(free)
-            return
+            self._close_gaps(self._free())
+
+    def _free(self) -> list[int]:
+        return [slot for slot, owner in enumerate(self.owner) if owner is None]
+
+    def _fill(self, free: list[int]) -> None:
+        """Puts requests into these slots, as many as there are, with their prompts."""
         placed = self._place(free)
         # Where each prompt stands, and will stand.
         holder = {

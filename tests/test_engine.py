@@ -108,12 +108,16 @@ def test_decoding_step_by_step_equals_the_full_forward_pass(window):
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
-def test_matrices_in_every_layout_multiply_any_number_of_rows(monkeypatch, packs, dtype, tolerance):
+def test_matrices_in_every_layout_of_this_cpu_multiply_any_number_of_rows(
+    monkeypatch, packs, dtype, tolerance
+):
     monkeypatch.setattr(decoder_module, "PACKS", packs and decoder_module.PACKS)
     torch.manual_seed(0)
     parts = [torch.nn.Linear(40, width, bias=False, dtype=dtype) for width in (24, 72)]
     with torch.no_grad():
         joined = decoder_module.product(*parts, take=False)
+        fast = decoder_module.PACKS and dtype == torch.float32
+        assert isinstance(joined, decoder_module.Packed) == fast
         for rows in (1, 2, 17, decoder_module.ROWS, decoder_module.ROWS + 33):
             x = torch.randn(rows, 40, dtype=dtype)
             wanted = torch.cat([x.double() @ part.weight.double().T for part in parts], dim=-1)
@@ -122,7 +126,7 @@ def test_matrices_in_every_layout_multiply_any_number_of_rows(monkeypatch, packs
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_the_decoder_is_the_policy(monkeypatch, packs):
-    """One packed row through both, in every layout that a CPU has."""
+    """One packed row through both, in every layout that this CPU has."""
     monkeypatch.setattr(decoder_module, "PACKS", packs and decoder_module.PACKS)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
         policy = tiny_policy(dtype=dtype)
@@ -298,8 +302,8 @@ def test_no_more_positions_are_read_than_one_of_a_few_slots_has(window, monkeypa
         assert [end for _, end, _ in spans][:-1] == list(range(2, len(lengths), 2))
         assert spans[-1][1] == len(lengths)
         for first, end, T in spans:
-            live = [slot for slot in range(first, end) if engine.owner[slot] is not None]
-            assert T == max([int(lengths[slot]) + 1 for slot in live], default=1)
+            assert all(engine.owner[slot] is not None for slot in range(first, end))
+            assert T == int(lengths[first:end].max()) + 1
         different.append(len({T for _, _, T in spans}))
         return step(lengths, spans)
 
