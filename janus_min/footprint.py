@@ -36,7 +36,7 @@ def footprint(
     with torch.device("meta"):
         weights = sum(p.numel() for p in Policy(config, "torch").parameters()) * width
     cache = 2 * config.num_hidden_layers * slots * T * G * Dh * width
-    # A block's input, the same normalised, queries, keys and values, what they were turned from,
+    # A block's input, what is added to it, queries, keys and values, what they were turned from,
     # the halves of the MLP, and one activated. Turning itself needs less.
     block = (2 * D + (H + 2 * G) * Dh + (H + G) * Dh + 3 * F) * width
     angles = 3 * Dh // 2 * 4  # of a position: cosines twice, sines

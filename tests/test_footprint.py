@@ -41,13 +41,13 @@ def plain(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_said_is_what_a_run_allocates(plain, shape, dtype, temperature, slots):
-    """Weights and cache to the byte, all together within a tenth."""
+    """Matrices and cache to the byte, all together within a tenth."""
     tracker = Tracker()
     with tracker:
         policy = tiny_policy(dtype=dtype, **SHAPES[shape])
         model = Decoder(policy, take=True)
         del policy
-    # Numbers that are no weights: a table of angles, one for each norm, whose weights are fp32.
+    # What else is held: the table of angles, each norm's floor, and that norms of bf16 are in fp32.
     norms = [model.norm, *(norm for block in model.blocks for norm in block.norms)]
     others = [norm.floor for norm in norms] + [model.cos, model.sin]
     wider = sum(norm.weight.nbytes - len(norm.weight) * dtype.itemsize for norm in norms)
