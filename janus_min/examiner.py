@@ -32,7 +32,7 @@ def examine(messages: list[dict]) -> str:
     """
     try:
         return reply_to(messages[-1]["content"])
-    except (KeyError, TypeError):  # the question is ours, and what is asked of it is not
+    except (KeyError, IndexError, TypeError):  # our question, but not what we ask of it
         raise UserError(FOREIGN) from None
 
 

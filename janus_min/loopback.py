@@ -45,11 +45,13 @@ def served(answer: Callable[[list[dict]], str], port: int = 0) -> Iterator[str]:
 
         def do_POST(self) -> None:
             """Answers one request."""
-            content = self.rfile.read(int(self.headers["Content-Length"] or 0))
+            length = self.headers["Content-Length"] or ""
+            content = self.rfile.read(int(length)) if length.isdecimal() else b""
             try:
                 model, messages = asked(content)
                 text = answer(messages)
             except UserError as error:
+                self.close_connection = not length.isdecimal()  # nobody knows where the next begins
                 self._reply(400, {"error": {"message": str(error)}})
                 return
             read = sum(len(message["content"].split()) for message in messages)
@@ -94,6 +96,6 @@ def asked(content: bytes) -> tuple[str, list[dict]]:
         messages = [{"role": m["role"], "content": m["content"]} for m in body["messages"]]
         if messages and all(isinstance(message["content"], str) for message in messages):
             return body["model"], messages
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise UserError("a chat completion is asked for by model and messages of role and content")

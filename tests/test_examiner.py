@@ -145,11 +145,16 @@ def test_requests_that_are_none_and_clients_that_leave_are_no_disturbance(capfd)
     with served(examine) as url:
         post = partial(requests.post, f"{url}/chat/completions", timeout=10)
         empty, broken = (b'{"model": "m", "messages": %s}' % of for of in (b"[]", b"[{}]"))
-        for body in (b"", b"{", b"[]", b'{"messages": []}', empty, broken):
+        deep = b"[" * 100_000
+        for body in (b"", b"{", b"[]", b'{"messages": []}', empty, broken, deep):
             reply = post(data=body)
             assert reply.status_code == 400, body
             assert reply.json()["error"]["message"].startswith("a chat completion is asked for by ")
         host = urlsplit(url)
+        with socket.create_connection((host.hostname, host.port), timeout=10) as client:
+            client.sendall(b"POST / HTTP/1.1\r\nContent-Length: -9\r\n\r\n")
+            reply = client.makefile("rb").read()  # it ends, as nobody knows where another begins
+            assert reply.startswith(b"HTTP/1.1 400 ")
         with socket.create_connection((host.hostname, host.port)) as client:
             client.sendall(b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
             # It resets the connection when it is closed.
@@ -184,5 +189,9 @@ def test_what_is_not_of_this_world_is_refused_in_one_line(tmp_path):
         evaluate(work_of(tmp_path, url), silent)
     assert "\n" not in str(error.value)
     assert "this judge knows the miniature bench alone" in str(error.value)
-    with pytest.raises(UserError):
-        examine([{"role": "user", "content": "Hello."}])
+    task = ITEMS[0] | {"response": "", "rubric": ITEMS[0]["rubrics"][0]}
+    _, user = rubric_messages(own_template("rubric"), task, False)
+    begin, end = user.index("<rubric>\n") + len("<rubric>\n"), user.index("\n</rubric>")
+    for content in (user[:begin] + user[end:], "Hello."):
+        with pytest.raises(UserError):
+            examine([{"role": "user", "content": content}])
