@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from janus_min import cli, mini_data
-from janus_min.checkpoint import save_model
+from janus_min.checkpoint import open_model, save_model
 from janus_min.cli import Parser, add_fields, given_fields
 from janus_min.config import ModelConfig
 from janus_min.device import compute_dtype, pick_impl
@@ -33,7 +33,7 @@ from janus_min.grading import score_model
 from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.loading import load_for_generation
 from janus_min.memory import Job, report
-from janus_min.model import RewardModel
+from janus_min.model import Policy, RewardModel
 from janus_min.objectives import OBJECTIVES
 from janus_min.parallel import Ranks, fail, join, local, reshard, run_rank, whole
 from janus_min.prepare import check, check_out, prepare
@@ -137,6 +137,8 @@ def train_start(name: str, recipe: Recipe, options: Options, ranks: Ranks) -> Op
     with ranks.together(), redirect_stdout(io.StringIO()):
         check_out(out, options, model)
         run = prepare(name, recipe, replace(options, dry_run=True), ranks)
+        if options.reference:
+            open_model(Policy, options.reference, "torch")
         pick_impl(ranks.device, run.config.head_dim, options.impl)
     try:
         main([recipe.start, "--device", ranks.device, *(["--resume"] if begun else [])])

@@ -32,7 +32,7 @@ class Options:
     data: tuple[Path, ...] | None = None  # JSONL, one file or several
     out: Path | None = None  # where the run is kept; runs/RECIPE unless given
     steps: int | None = None  # stop after so many steps; the schedule keeps its full length
-    resume: bool = False  # go on from the last state in --out
+    resume: bool = False  # go on from the last state in --out, or in that of its start
     save_every: int = 250  # steps between saved states
     keep: int = 2  # how many of the last states are kept
     eval_data: Path | None = None  # held-out JSONL

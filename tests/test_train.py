@@ -17,6 +17,7 @@ from janus_min.mini_data import collection, plain_texts
 from janus_min.objectives import OBJECTIVES
 from janus_min.recipes import JANUS, JANUS_DPO, JANUS_ORPO, JANUS_RM, RECIPES
 from janus_min.state import states
+from janus_min.tokenizer import Tokenizer
 from tests.conftest import tiny_policy
 from tests.peers import transformers
 from tests.runs import metrics, write_data
@@ -184,12 +185,15 @@ def test_wrong_flags(program):
 
 
 def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_right(
-    program, world_at_hand, tmp_path, monkeypatch
+    program, world, world_at_hand, tmp_path, monkeypatch
 ):
     """mini-dpo would train mini-sft-small first, for minutes."""
     for path in ("taken/recipe.json", "left/state"):
         (tmp_path / path).mkdir(parents=True)
     write_data(tmp_path / "data.jsonl")
+    policy = tiny_policy(vocab_size=Tokenizer(world).vocab_size, max_position_embeddings=2048)
+    checkpoint.save_model(policy, tmp_path / "weightless", world)
+    (tmp_path / "weightless/model.safetensors").unlink()
     monkeypatch.setattr(train, "begin", lambda *arguments: pytest.fail("something is trained"))
     for more, message in [
         (("--data", "nothing.jsonl"), "nothing.jsonl not found"),
@@ -198,6 +202,7 @@ def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_r
         (("--data", "data.jsonl"), "data.jsonl:1: this is no preference pair"),
         (("--eval-data", "data.jsonl"), "data.jsonl:1: this is no preference pair"),
         (("--reference", "nowhere"), "nowhere/config.json not found"),
+        (("--reference", "weightless"), "neither model.safetensors nor"),
         (("--out", "taken"), "taken already holds a run"),
         (("--out", "left"), "left holds what a run has left, without recipe.json: move it"),
         (("--out", "runs/mini-sft-small"), "would write over its own start, runs/mini-sft-small"),
