@@ -29,7 +29,7 @@ from janus_min.interrupt import Interruptible, StoppedError
 from janus_min.progress import clock
 
 JUDGE_URL = "{judge}"  # in commands: where the judge is served, which may be elsewhere next time
-UNFINISHED = r"\.(partial-\d+|(\d+\.)?tmp)"  # ends the names of what a file is made of
+UNFINISHED = r"\.(partial-\d+|(\d+\.)?tmp)"  # how names of a file's unfinished parts end
 PAUSE = 0.1  # seconds between looks at what is running
 
 

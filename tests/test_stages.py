@@ -171,16 +171,18 @@ def test_a_killed_stage_says_its_signal(home):
 
 def test_parts_of_a_file_stay_for_the_same_command_only(home):
     """generate.py goes on with its unfinished file by itself."""
-    part, foreign = Path("out/a.partial-0"), Path("out/a.txt")
+    parts = [Path("out", name) for name in ("a.partial-0", "a.tmp", "a.12.tmp")]
+    foreign = Path("out/a.txt")
     with pytest.raises(UserError):
         run([stage("a", "--status", 1)])
-    part.write_text("half")
+    for part in parts:
+        part.write_text("half")
     foreign.write_text("mine")
     with pytest.raises(UserError):
         run([stage("a", "--status", 1)])
-    assert part.exists()
+    assert all(part.exists() for part in parts)
     run([stage("a")])
-    assert not part.exists() and foreign.read_text() == "mine"
+    assert not any(part.exists() for part in parts) and foreign.read_text() == "mine"
 
 
 STAGES = """
