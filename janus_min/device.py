@@ -36,5 +36,5 @@ def pick_impl(device: str, head_dim: int, name: str | None = None) -> str:
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """bf16 on a GPU, fp32 on a CPU (where bf16 is slower)."""
+    """bf16 on a GPU, fp32 on a CPU (few of which have fast products of bf16)."""
     return torch.bfloat16 if device == "cuda" else torch.float32

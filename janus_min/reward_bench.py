@@ -81,7 +81,7 @@ class Options:
     max_tokens: int = 2048  # longest prompt + response; longer responses lose their end
     row_tokens: int = 8192  # tokens of a row, the work of one forward pass
     legacy_space: bool = False  # a space before EOS, as the official reward model was trained
-    precision: str | None = None  # bf16 or fp32; bf16 on a GPU, fp32 on a CPU, where it is faster
+    precision: str | None = None  # bf16 or fp32; unless given, bf16 on a GPU and fp32 on a CPU
     limit: int | None = None  # first pairs of the bench to take
     rescore: Path | None = None  # scores.jsonl, or its folder, to count again without a model
 
