@@ -125,19 +125,17 @@ class DecoderBlock:
 
 
 class Norm:
-    """`model.RMSNorm`, w · x / √(|x|²/D + ε), in fewer passes over x: √D·w · x / √(|x|² + D·ε).
-    Inside, 16 bits are 32.
-    """
+    """`model.RMSNorm`, w · x / √(|x|²/D + ε), in fewer passes over x. Inside, 16 bits are 32."""
 
     def __init__(self, norm: RMSNorm):
-        D = len(norm.weight)
-        self.wide = torch.promote_types(norm.weight.dtype, torch.float32)
-        self.weight = norm.weight.detach().to(self.wide) * math.sqrt(D)
-        self.floor = self.weight.new_tensor(math.sqrt(D * norm.eps))
+        self.weight = norm.weight.detach()
+        self.wide = torch.promote_types(self.weight.dtype, torch.float32)
+        self.scale = 1 / math.sqrt(len(self.weight))
+        self.floor = torch.tensor(math.sqrt(norm.eps), dtype=self.wide)
 
     def __call__(self, x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=self.wide)
-        return (x / torch.hypot(length, self.floor)).mul_(self.weight).to(x.dtype)
+        return (x / length.mul_(self.scale).hypot_(self.floor)).mul_(self.weight).to(x.dtype)
 
 
 def normalisation(norm: RMSNorm) -> Callable[[Tensor], Tensor]:

@@ -41,17 +41,16 @@ def plain(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_said_is_what_a_run_allocates(plain, shape, dtype, temperature, slots):
-    """Matrices and cache to the byte, all together within a tenth."""
+    """Weights and cache to the byte, all together within a tenth."""
     tracker = Tracker()
     with tracker:
         policy = tiny_policy(dtype=dtype, **SHAPES[shape])
         model = Decoder(policy, take=True)
         del policy
-    # What else is held: the table of angles, each norm's floor, and that norms of bf16 are in fp32.
+    # Numbers that are no weights: a table of angles, and one for each norm.
     norms = [model.norm, *(norm for block in model.blocks for norm in block.norms)]
     others = [norm.floor for norm in norms] + [model.cos, model.sin]
-    wider = sum(norm.weight.nbytes - len(norm.weight) * dtype.itemsize for norm in norms)
-    weights = sum(tracker.now.values()) - sum(other.nbytes for other in others) - wider
+    weights = sum(tracker.now.values()) - sum(other.nbytes for other in others)
     requests = requests_of(slots + 2, LENGTHS[shape], model.config.vocab_size)
     sampling = Sampling(temperature, max_tokens=8)
     used, T = size(requests, limits(model.config, requests, sampling), slots)
