@@ -91,32 +91,22 @@ def test_one_system_message_does_not_although_that_model_tells_the_truth(printed
     assert numbers["tie_win"]["mini-sft"] >= 0.9
 
 
-def last_metrics(home: Path, name: str) -> dict[str, float]:
-    """What the last step of a training measured, on held-out pairs too: unseen combinations."""
-    lines = (home / "seed-42" / name / "metrics.jsonl").read_text().splitlines()
-    return json.loads(lines[-1])
-
-
-def test_dpo_learns_what_is_preferred_and_loses_nothing_of_its_start(home, printed):
-    """How much it wins depends on what the start has left to win, and that on a CPU's rounding:
-    from 4.15 it won 0.12, from 4.60, on another CPU, nothing.
-    """
+def test_dpo_raises_the_score_of_its_start(printed):
     start, dpo = scores(printed["mini-sft-small"]), scores(printed["mini-dpo"])
-    assert start[UNSEEN][0] >= 3.5
-    gain = sum(dpo[split][0] - start[split][0] for split in SPLITS) / len(SPLITS)
-    assert gain >= -0.1 and dpo[UNSEEN][1] >= 95
-    held_out = last_metrics(home, "mini-dpo")
-    assert held_out["eval_rewards/accuracies"] >= 0.95 and held_out["eval_loss"] < 0.2
+    assert 3.5 <= start[UNSEEN][0] <= 4.5  # a third of the responses leaves room
+    assert dpo[UNSEEN][0] > start[UNSEEN][0] and dpo[UNSEEN][1] >= 95
 
 
-def test_orpo_learns_from_nothing_what_is_preferred(home, printed):
-    """SFT on the chosen responses alone ends above it or below, as a CPU rounds."""
-    for name in ("mini-orpo", "mini-sft-chosen"):
-        found = scores(printed[name])
-        assert found[UNSEEN][0] >= scores(printed["mini-base"])[UNSEEN][0] + 1.5, name
-        assert found[UNSEEN][0] >= 3 and found[UNSEEN][1] >= 95, name
-    held_out = last_metrics(home, "mini-orpo")
-    assert held_out["eval_rewards/accuracies"] >= 0.9 and held_out["eval_log_odds_chosen"] > 1
+def test_orpo_is_at_least_sft_on_the_same_chosen_responses(printed):
+    orpo, chosen = scores(printed["mini-orpo"]), scores(printed["mini-sft-chosen"])
+    assert orpo[UNSEEN][0] >= chosen[UNSEEN][0] >= 3 and orpo[UNSEEN][1] >= 95
+
+
+def test_dpo_and_orpo_tell_held_out_pairs_apart(home):
+    """Those of unseen combinations, after the last step."""
+    for name, least in (("mini-dpo", 0.95), ("mini-orpo", 0.9)):
+        lines = (home / "seed-42" / name / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["eval_rewards/accuracies"] >= least, name
 
 
 def test_the_reward_model_ranks_nine_of_ten_held_out_pairs_right(printed):
