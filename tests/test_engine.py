@@ -11,7 +11,7 @@ import torch
 from janus_min import decoder as decoder_module
 from janus_min import engine as engine_module
 from janus_min.checkpoint import load_model
-from janus_min.decoder import Decoder
+from janus_min.decoder import PACKS, Blocked, Decoder, Packed
 from janus_min.engine import Engine, generate, stream
 from janus_min.errors import UserError
 from janus_min.graphs import Graphs, bucket
@@ -104,30 +104,33 @@ def test_decoding_step_by_step_equals_the_full_forward_pass(window):
             engine._step()
 
 
-@pytest.mark.parametrize("packs", [True, False])
+@pytest.fixture(params=["Intel's CPU", "another one", "no library"])
+def cpu(request, monkeypatch) -> str:
+    """Every layout of weights, whatever CPU this is."""
+    monkeypatch.setattr(decoder_module, "INTEL", request.param == "Intel's CPU")
+    monkeypatch.setattr(decoder_module, "PACKS", request.param != "no library" and PACKS)
+    return request.param
+
+
 @pytest.mark.parametrize(
     "dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)]
 )
-def test_matrices_in_every_layout_of_this_cpu_multiply_any_number_of_rows(
-    monkeypatch, packs, dtype, tolerance
-):
-    monkeypatch.setattr(decoder_module, "PACKS", packs and decoder_module.PACKS)
+def test_matrices_in_every_layout_multiply_any_number_of_rows(cpu, dtype, tolerance):
     torch.manual_seed(0)
     parts = [torch.nn.Linear(40, width, bias=False, dtype=dtype) for width in (24, 72)]
     with torch.no_grad():
         joined = decoder_module.product(*parts, take=False)
-        fast = decoder_module.PACKS and dtype == torch.float32
-        assert isinstance(joined, decoder_module.Packed) == fast
+        if dtype == torch.float32 and decoder_module.PACKS:
+            found = Packed if cpu == "Intel's CPU" else Blocked
+            assert type(joined) is found
         for rows in (1, 2, 17, decoder_module.ROWS, decoder_module.ROWS + 33):
             x = torch.randn(rows, 40, dtype=dtype)
             wanted = torch.cat([x.double() @ part.weight.double().T for part in parts], dim=-1)
             torch.testing.assert_close(joined(x).double(), wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("packs", [True, False])
-def test_the_decoder_is_the_policy(monkeypatch, packs):
-    """One packed row through both, in every layout that this CPU has."""
-    monkeypatch.setattr(decoder_module, "PACKS", packs and decoder_module.PACKS)
+def test_the_decoder_is_the_policy(cpu):
+    """One packed row through both, in every layout."""
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.2)):
         policy = tiny_policy(dtype=dtype)
         prompts = random_prompts(3, longest=20)
