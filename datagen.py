@@ -3,6 +3,7 @@
 python datagen.py                                the miniature collection, from a teacher by rule
 python datagen.py build --instructions FILE ... --out DIR --model NAME [--base-url URL]
 python datagen.py bench --instructions FILE ... --out DIR --model NAME [--unseen FILE]
+python datagen.py pairs --responses FILE --out FILE     a model's own responses as rejected ones
 python datagen.py stats --data FILE              what is in a collection, and how diverse it is
 python datagen.py sunburst --data FILE --out OUT.html
 
@@ -18,7 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from janus_min import mini_data
+from janus_min import mini_data, own_pairs
 from janus_min.build import Options, Work, build_bench, build_collection
 from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.client import Connection
@@ -95,6 +96,15 @@ def bench() -> None:
     build_bench(Work(replace(options, sets=1), *more))
 
 
+def pairs() -> None:
+    """Makes preference pairs of a collection that a model has answered: the collection's response
+    is the chosen one, the model's own the rejected one.
+    """
+    [options] = options_of("pairs", own_pairs.Options)
+    count, left_out = own_pairs.write_pairs(options)
+    print(f"{options.out}: {count:,} pairs (left out: {own_pairs.listed(left_out) or 'none'})")
+
+
 def stats() -> None:
     """Counts, lengths and diversity of a collection."""
     [options] = options_of("stats", StatsOptions)
@@ -159,7 +169,7 @@ def build_miniature() -> None:
     print(f"\nfiles: {', '.join(sorted(str(path) for path in folder.iterdir()))}")
 
 
-COMMANDS = {"build": build, "bench": bench, "stats": stats, "sunburst": sunburst}
+COMMANDS = {command.__name__: command for command in (build, bench, pairs, stats, sunburst)}
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ instruction, the preference from the rubric, or all four from the system message
 """
 
 import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from janus_min.cli import Parser, add_fields, given_fields, run
@@ -61,6 +63,19 @@ def preferences_in(system: str) -> list[Preference]:
     """The preferences that a system message of the little world asks for."""
     # A link such as "Also, " makes the first letter of a wording small.
     return [p for p in PREFERENCES if any(wording[1:] in system for wording in p.wordings)]
+
+
+@contextmanager
+def judge_of(port: int | None) -> Iterator[str]:
+    """Serves the judge on this port, or on its usual one, or on a free one; gives the URL."""
+    with ExitStack() as stack:
+        try:
+            url = stack.enter_context(served(examine, PORT if port is None else port))
+        except UserError:
+            if port is not None:
+                raise
+            url = stack.enter_context(served(examine))
+        yield url
 
 
 @dataclass(frozen=True)

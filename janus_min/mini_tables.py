@@ -24,7 +24,7 @@ UNSEEN = SPLITS[1]
 MODELS = {  # recipes, and what the paper calls such models
     "mini-base": "base",
     "mini-uniform": "uniform SFT",
-    "mini-sft-small": "Janus*, a third of the data",
+    "mini-sft-small": "Janus*, a sixth of the data",
     "mini-sft": "Janus SFT",
     "mini-dpo": "Janus* + DPO",
     "mini-orpo": "base + ORPO",
@@ -32,7 +32,7 @@ MODELS = {  # recipes, and what the paper calls such models
 }
 AGAINST = "mini-uniform"  # what the others are compared with
 SAMPLES = (1, 4, 16)  # of which the reward model picks one
-COUNTS = {"mini-sft-small": 1, "mini-sft-two": 2, "mini-sft": 3}  # system messages per instruction
+COUNTS = {"mini-sft-one": 1, "mini-sft-two": 2, "mini-sft": 3}  # system messages per instruction
 TEACHER = "teacher"
 WIDTH, AROUND, BAR = 10, 1.3, 0.3  # inches: of the picture, around a panel's bars, of a bar
 

@@ -18,18 +18,16 @@ janus_min.examiner` serves it alone. Stopped or killed, the same command goes on
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from janus_min.cli import Parser, add_fields, given_fields, run
 from janus_min.errors import UserError, require
-from janus_min.examiner import JUDGE, PORT, examine
+from janus_min.examiner import JUDGE, PORT, judge_of
 from janus_min.files import replace_file
 from janus_min.kinds import RESULT
-from janus_min.loopback import served
 from janus_min.mini_benches import write_benches
+from janus_min.mini_data import FILES
 from janus_min.mini_tables import (
     AGAINST,
     COUNTS,
@@ -47,9 +45,10 @@ from janus_min.stages import JUDGE_URL, Runner, Stage
 
 FIRST_SEED = RECIPES["mini-sft"].seed
 # What takes longest, or what others start from, comes first.
-TRAINED = ("mini-sft-small", "mini-sft", "mini-base", "mini-uniform", "mini-orpo", "mini-rm")
-TRAINED += ("mini-sft-chosen", "mini-dpo")
+TRAINED = ("mini-base", "mini-sft", "mini-sft-small", "mini-uniform", "mini-orpo", "mini-rm")
+TRAINED += ("mini-sft-chosen",)  # and mini-dpo after what its start answers
 SAMPLED, REWARD = "mini-sft-small", "mini-rm"  # the models of best-of-n
+OWN, OWN_PAIRS = "mini-sft-small-own", "own-pairs"  # these answers, and the pairs
 GREEDY = ("--temperature", "0", "--repetition-penalty", "1")
 LONGEST = 256  # tokens of an answer; the teacher's have fewer than 100
 QUICK_TOPICS, QUICK_TOKENS = 2, 16  # of the benches of a quick look, and of its answers
@@ -102,10 +101,18 @@ class Plan:
         """What is kept for this seed."""
         return str(self.options.out.joinpath(self.group, *parts))
 
+    @property
+    def pairs_own(self) -> bool:
+        """Whether pairs are made of a model's own answers: after a few steps it never ends one."""
+        return self.options.steps is None
+
     def stages(self) -> list[Stage]:
         """All of them; who comes first is begun first."""
-        more = ("mini-sft-two",) if self.options.ablations else ()
-        found = [self.train(recipe) for recipe in (*TRAINED, *more)]
+        more = [key for key in COUNTS if key not in MODELS] if self.options.ablations else []
+        found = [self.train(recipe) for recipe in TRAINED]
+        if self.pairs_own:
+            found += [self.answer(OWN, SAMPLED, "rows"), self.pair_up()]
+        found += map(self.train, ("mini-dpo", *more))
         for n in reversed(SAMPLES):
             found += [self.sample(n), self.grade(f"best-of-{n}", "unseen")]
         for key in (*MODELS, *more):
@@ -137,7 +144,16 @@ class Plan:
         command += ("--model", self.path(start, "model")) if start else ()
         command += ("--steps", str(self.options.steps)) if self.options.steps else ()
         needs = (start,) if start else ()
+        if recipe == "mini-dpo" and self.pairs_own:
+            command += ("--data", str(FILES / "pairs.jsonl"), self.path(f"{OWN_PAIRS}.jsonl"))
+            needs += (OWN_PAIRS,)
         return self.stage(recipe, command, out, needs, last="model/model.safetensors", resumes=True)
+
+    def pair_up(self) -> Stage:
+        """Makes preference pairs of what DPO's start answers to the collection."""
+        out, answers = self.path(f"{OWN_PAIRS}.jsonl"), self.path("answers", f"{OWN}.jsonl")
+        command = (program("datagen.py"), "pairs", "--responses", answers, "--out", out)
+        return self.stage(OWN_PAIRS, command, out, (f"{OWN}-answers",))
 
     def generate(
         self, name: str, key: str, bench: str, flags: tuple[str, ...], *needs: str
@@ -181,8 +197,7 @@ class Plan:
     def measure(self, key: str) -> Stage:
         """How alike the answers to one instruction are."""
         out, answers = self.path("results", "responses", key), f"{key}-three"
-        file = self.path("answers", f"{answers}.jsonl")
-        command = alike(self.options, file, key, out)
+        command = alike(self.options, self.path("answers", f"{answers}.jsonl"), key, out)
         return self.stage(f"{key}-responses", command, out, (f"{answers}-answers",), last=RESULT)
 
 
@@ -226,19 +241,6 @@ def alike(options: Options, answers: str, name: str, out: str) -> tuple[str, ...
 
 
 # Running them
-
-
-@contextmanager
-def judge_of(port: int | None) -> Iterator[str]:
-    """Serves the judge on this port, or on its usual one, or on a free one; gives the URL."""
-    with ExitStack() as stack:
-        try:
-            url = stack.enter_context(served(examine, PORT if port is None else port))
-        except UserError:
-            if port is not None:
-                raise
-            url = stack.enter_context(served(examine))
-        yield url
 
 
 def show(options: Options) -> None:

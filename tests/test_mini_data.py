@@ -174,12 +174,13 @@ def test_held_out_pairs_are_of_unseen_combinations():
         assert pair["chosen"] != pair["rejected"] and pair["system"] not in systems
 
 
-def test_the_small_collection_has_one_system_message_for_each_instruction(world):
-    rows = rows_in(world / "small.jsonl")
-    prompts = [row["prompt"] for row in rows if "prompt" in row]
-    assert len(prompts) == len(set(prompts)) == 960
-    whole = collection()
-    assert all(row in whole for row in rows if "prompt" in row)
+def test_collections_of_one_system_message_for_each_instruction(world):
+    """Of all of them, and of every second one."""
+    for name, count in (("one", 960), ("small", 480)):
+        rows = [row for row in rows_in(world / f"{name}.jsonl") if "prompt" in row]
+        prompts = [row["prompt"] for row in rows]
+        assert len(prompts) == len(set(prompts)) == count
+        assert rows == collection()[:: 2880 // count]
 
 
 def test_the_collection_of_two_leaves_out_one_of_three(world):
@@ -269,7 +270,8 @@ def test_files_are_read_by_the_trainer(world):
     for name, count, parse in (
         ("multifaceted", 2880 + texts, sft_row),
         ("uniform", 2 * 960 + 2 * texts, sft_row),
-        ("small", 960 + texts, sft_row),
+        ("small", 480, sft_row),
+        ("one", 960 + texts, sft_row),
         ("two", 1920 + texts, sft_row),
         ("texts", texts, sft_row),
         ("chosen", 960, sft_row),

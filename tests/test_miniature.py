@@ -13,7 +13,7 @@ import pytest
 import evaluate
 import generate
 import train
-from janus_min import mini_tables, miniature, stages
+from janus_min import examiner, mini_tables, miniature, stages
 from janus_min.examiner import examine
 from janus_min.formats import read_jsonl
 from janus_min.loopback import served
@@ -64,7 +64,7 @@ def test_benches_are_files_of_the_same_items(tmp_path):
     assert [item["id"] for item in files["teacher"]] == [item["id"] for item in files["three"]]
     write_benches(tmp_path / "few", topics=2)
     sizes = {path.stem: len(records(path)) for path in (tmp_path / "few").iterdir()}
-    assert sizes == {"bench": 6, "unseen": 2, "silent": 6, "three": 6, "teacher": 6}
+    assert sizes == {"bench": 6, "unseen": 2, "silent": 6, "three": 6, "teacher": 6, "rows": 2}
 
 
 # The commands
@@ -90,7 +90,8 @@ def test_commands_of_one_seed_and_of_more():
     [dpo] = [command for command in commands if "train.py mini-dpo" in command]
     assert dpo.endswith(
         "train.py mini-dpo --seed 42 --out paper/seed-42/mini-dpo "
-        "--model paper/seed-42/mini-sft-small/model"
+        "--model paper/seed-42/mini-sft-small/model "
+        "--data runs/miniature/pairs.jsonl paper/seed-42/own-pairs.jsonl"
     )
     [best] = [command for command in commands if "--n 16" in command]
     assert best.endswith(
@@ -99,7 +100,8 @@ def test_commands_of_one_seed_and_of_more():
         "paper/seed-42/mini-rm/model --max-tokens 256"
     )
     more = [stage.command for stage in stages_of(Options(seeds=3, ablations=True))]
-    assert sum("mini-sft-two" in command for command in more) == 3
+    for key in ("mini-sft-one", "mini-sft-two"):
+        assert sum(key in command for command in more) == 3
     assert {c[c.index("--seed") + 1] for c in more if "--seed" in c} == {"42", "43", "44"}
 
 
@@ -209,9 +211,9 @@ def test_a_failing_program_is_one_line(stubs, paper):
     (stubs / "train.py").write_text("import sys\nsys.exit('error: no space left')\n")
     line = paper.fails("--out", "paper", "--jobs", 1)
     assert line == (
-        "error: seed-42/mini-sft-small ended with status 1 (no space left); its log is "
-        "paper/seed-42/logs/mini-sft-small.log, its command: python ../programs/train.py "
-        "mini-sft-small --seed 42 --out paper/seed-42/mini-sft-small\n"
+        "error: seed-42/mini-base ended with status 1 (no space left); its log is "
+        "paper/seed-42/logs/mini-base.log, its command: python ../programs/train.py "
+        "mini-base --seed 42 --out paper/seed-42/mini-base\n"
     )
 
 
@@ -252,8 +254,8 @@ def test_mistakes_are_one_line(stubs, paper):
 
 def test_a_free_port_is_taken_if_the_usual_one_is_in_use(monkeypatch):
     with served(examine) as url:
-        monkeypatch.setattr(miniature, "PORT", int(url.split(":")[2].split("/")[0]))
-        with miniature.judge_of(None) as other:
+        monkeypatch.setattr(examiner, "PORT", int(url.split(":")[2].split("/")[0]))
+        with examiner.judge_of(None) as other:
             assert other != url
 
 
