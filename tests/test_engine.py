@@ -11,7 +11,7 @@ import torch
 from janus_min import decoder as decoder_module
 from janus_min import engine as engine_module
 from janus_min.checkpoint import load_model
-from janus_min.decoder import PACKS, Blocked, Decoder, Packed
+from janus_min.decoder import PACKS, Blocked, Decoder, Packed, Transposed
 from janus_min.engine import Engine, generate, stream
 from janus_min.errors import UserError
 from janus_min.graphs import Graphs, bucket
@@ -104,6 +104,20 @@ def test_decoding_step_by_step_equals_the_full_forward_pass(window):
             engine._step()
 
 
+def test_the_maker_of_a_cpu(tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor : 0\nvendor_id : GenuineIntel\nmodel name : Xeon\n")
+    assert decoder_module.made_by_intel(file)
+    file.write_text("processor : 0\nvendor_id : AuthenticAMD\nmodel name : AMD EPYC\n")
+    assert not decoder_module.made_by_intel(file)
+    monkeypatch.setattr("platform.processor", lambda: "Intel64 Family 6 Model 85, GenuineIntel")
+    assert not decoder_module.made_by_intel(file)
+    file.unlink()
+    assert decoder_module.made_by_intel(file)
+    monkeypatch.setattr("platform.processor", lambda: "")
+    assert not decoder_module.made_by_intel(file)
+
+
 @pytest.fixture(params=["Intel's CPU", "another one", "no library"])
 def cpu(request, monkeypatch) -> str:
     """Every layout of weights, whatever CPU this is."""
@@ -120,9 +134,11 @@ def test_matrices_in_every_layout_multiply_any_number_of_rows(cpu, dtype, tolera
     parts = [torch.nn.Linear(40, width, bias=False, dtype=dtype) for width in (24, 72)]
     with torch.no_grad():
         joined = decoder_module.product(*parts, take=False)
-        if dtype == torch.float32 and decoder_module.PACKS:
-            found = Packed if cpu == "Intel's CPU" else Blocked
-            assert type(joined) is found
+        if PACKS and dtype == torch.float32:
+            kinds = {"Intel's CPU": Packed, "another one": Blocked, "no library": Transposed}
+            assert type(joined) is kinds[cpu]
+        if cpu == "no library" or dtype == torch.float64:
+            assert type(joined) is Transposed
         for rows in (1, 2, 17, decoder_module.ROWS, decoder_module.ROWS + 33):
             x = torch.randn(rows, 40, dtype=dtype)
             wanted = torch.cat([x.double() @ part.weight.double().T for part in parts], dim=-1)
