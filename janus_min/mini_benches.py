@@ -5,7 +5,6 @@ unseen.jsonl    its items with unseen combinations
 silent.jsonl    all of its items without their system messages; rubrics are the same
 three.jsonl     questions under three system messages each, all of them unseen combinations
 teacher.jsonl   the teacher's own answers to the latter
-rows.jsonl      the collection, which a model answers for preference pairs (`own_pairs.py`)
 """
 
 import itertools
@@ -19,7 +18,6 @@ from janus_min.mini_data import (
     SYSTEMS_PER_INSTRUCTION,
     TRAINED_WORDINGS,
     bench,
-    collection,
     record,
     rubric,
     split_combinations,
@@ -50,17 +48,15 @@ def three_systems(seed: int = 6) -> list[dict]:
 
 def write_benches(directory: Path, topics: int | None = None) -> None:
     """Writes all files; with `topics`, of so many topics only, and one question of each."""
-    items, three, rows = bench(), three_systems(), collection()
+    items, three = bench(), three_systems()
     if topics is not None:
         items, three = few(items, topics, 1), few(three, topics, SYSTEMS_PER_INSTRUCTION)
-        rows = rows[:topics]
     files = {
         "bench": items,
         "unseen": [item for item in items if item["source"] == UNSEEN],
         "silent": [item | {"system": ""} for item in items],
         "three": three,
         "teacher": [{"id": item["id"], "response": item["reference_answer"]} for item in three],
-        "rows": rows,
     }
     directory.mkdir(parents=True, exist_ok=True)
     for name, records in files.items():

@@ -281,8 +281,8 @@ def write_world(directory: Path) -> None:
         "multifaceted": rows + texts,
         # Twice, for as many steps: a model that reads few texts often mixes up what they say.
         "uniform": uniform_collection() * 2 + texts + plain_texts(seed=11),
-        # Few enough that a model learns all of them and still does not know everything: then how
-        # far it gets depends on them, and hardly on how a CPU rounds.
+        # So few that a model learns them all and still does not know everything, and how far it
+        # gets depends on them, less on how a CPU rounds. Every second opener occurs in them.
         "small": rows[:: 2 * SYSTEMS_PER_INSTRUCTION],
         "one": rows[::SYSTEMS_PER_INSTRUCTION] + texts,
         "two": [row for i, row in enumerate(rows) if i % SYSTEMS_PER_INSTRUCTION < 2] + texts,

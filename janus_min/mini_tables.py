@@ -26,7 +26,7 @@ MODELS = {  # recipes, and what the paper calls such models
     "mini-uniform": "uniform SFT",
     "mini-sft-small": "Janus*, a sixth of the data",
     "mini-sft": "Janus SFT",
-    "mini-dpo": "Janus* + DPO",
+    "mini-dpo": "Janus* + DPO, with own answers",
     "mini-orpo": "base + ORPO",
     "mini-sft-chosen": "base + SFT on the chosen",
 }
@@ -83,6 +83,7 @@ MAIN = Sheet(
     (
         "Mean rubric grades, 1 to 5, of the most likely answers.",
         "tie+win: against uniform SFT on the unseen combinations, judged in both orders.",
+        "mini-dpo: on the paper's pairs, and on their chosen responses against its start's own.",
     ),
 )
 BEST_OF = Sheet(

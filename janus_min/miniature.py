@@ -48,7 +48,9 @@ FIRST_SEED = RECIPES["mini-sft"].seed
 TRAINED = ("mini-base", "mini-sft", "mini-sft-small", "mini-uniform", "mini-orpo", "mini-rm")
 TRAINED += ("mini-sft-chosen",)  # and mini-dpo after what its start answers
 SAMPLED, REWARD = "mini-sft-small", "mini-rm"  # the models of best-of-n
-OWN, OWN_PAIRS = "mini-sft-small-own", "own-pairs"  # these answers, and the pairs
+START = RECIPES["mini-dpo"].start
+OWN, OWN_PAIRS = f"{START}-own", "own-pairs"  # its answers to the paper's pairs, and pairs of them
+PAIRS, OWN_SAMPLES = str(FILES / "pairs.jsonl"), 4  # answers to each, with the paper's settings
 GREEDY = ("--temperature", "0", "--repetition-penalty", "1")
 LONGEST = 256  # tokens of an answer; the teacher's have fewer than 100
 QUICK_TOPICS, QUICK_TOKENS = 2, 16  # of the benches of a quick look, and of its answers
@@ -111,7 +113,8 @@ class Plan:
         more = [key for key in COUNTS if key not in MODELS] if self.options.ablations else []
         found = [self.train(recipe) for recipe in TRAINED]
         if self.pairs_own:
-            found += [self.answer(OWN, SAMPLED, "rows"), self.pair_up()]
+            flags = ("--n", str(OWN_SAMPLES), "--seed", str(self.seed))
+            found += [self.generate(OWN, START, PAIRS, flags), self.pair_up()]
         found += map(self.train, ("mini-dpo", *more))
         for n in reversed(SAMPLES):
             found += [self.sample(n), self.grade(f"best-of-{n}", "unseen")]
@@ -145,36 +148,37 @@ class Plan:
         command += ("--steps", str(self.options.steps)) if self.options.steps else ()
         needs = (start,) if start else ()
         if recipe == "mini-dpo" and self.pairs_own:
-            command += ("--data", str(FILES / "pairs.jsonl"), self.path(f"{OWN_PAIRS}.jsonl"))
+            command += ("--data", PAIRS, self.path(f"{OWN_PAIRS}.jsonl"))
             needs += (OWN_PAIRS,)
         return self.stage(recipe, command, out, needs, last="model/model.safetensors", resumes=True)
 
     def pair_up(self) -> Stage:
-        """Makes preference pairs of what DPO's start answers to the collection."""
+        """Makes preference pairs of what DPO's start answers to the paper's pairs."""
         out, answers = self.path(f"{OWN_PAIRS}.jsonl"), self.path("answers", f"{OWN}.jsonl")
         command = (program("datagen.py"), "pairs", "--responses", answers, "--out", out)
         return self.stage(OWN_PAIRS, command, out, (f"{OWN}-answers",))
 
     def generate(
-        self, name: str, key: str, bench: str, flags: tuple[str, ...], *needs: str
+        self, name: str, key: str, file: str, flags: tuple[str, ...], *needs: str
     ) -> Stage:
-        """Has a model answer a bench."""
+        """Has a model answer a file."""
         out = self.path("answers", f"{name}.jsonl")
         command = (program("generate.py"), "--model", self.path(key, "model"))
-        command += ("--input", bench_file(self.options, bench), "--output", out, *flags)
+        command += ("--input", file, "--output", out, *flags)
         command += ("--max-tokens", str(QUICK_TOKENS if self.options.steps else LONGEST))
         return self.stage(f"{name}-answers", command, out, (key, *needs))
 
     def answer(self, name: str, key: str, bench: str) -> Stage:
-        """The most likely answers."""
-        return self.generate(name, key, bench, GREEDY)
+        """The most likely answers to a bench."""
+        return self.generate(name, key, bench_file(self.options, bench), GREEDY)
 
     def sample(self, n: int) -> Stage:
         """The best one of n, sampled with the paper's settings."""
         flags = ("--n", str(n), "--seed", str(self.seed))
         if n > 1:
             flags += ("--reward-model", self.path(REWARD, "model"))
-        return self.generate(f"best-of-{n}", SAMPLED, "unseen", flags, *([REWARD] if n > 1 else []))
+        file, needs = bench_file(self.options, "unseen"), [REWARD] if n > 1 else []
+        return self.generate(f"best-of-{n}", SAMPLED, file, flags, *needs)
 
     def judge(self, kind: str, name: str, bench: str, *needs: str, flags: tuple = ()) -> Stage:
         """Has answers judged."""

@@ -1,6 +1,6 @@
 """Preference pairs of a collection's responses and those of a model itself.
 
-    generate.py --model DIR --input sft.jsonl --output own.jsonl
+    generate.py --model DIR --input dpo.jsonl --output own.jsonl
     datagen.py pairs --responses own.jsonl --out own-pairs.jsonl
     train.py janus-dpo-7b --model DIR --data dpo.jsonl own-pairs.jsonl
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from janus_min.errors import UserError
 from janus_min.files import Writer
-from janus_min.formats import INSTRUCTION, read_jsonl, text_field
+from janus_min.formats import CHOSEN, INSTRUCTION, read_jsonl, text_field
 
 ABOUT = ("main_source", "original_source")  # columns of published pairs that a row may have
 
@@ -25,7 +25,7 @@ ABOUT = ("main_source", "original_source")  # columns of published pairs that a 
 class Options:
     """What pairs are made of, and where they go."""
 
-    responses: Path | None = None  # JSONL by generate.py, its input a collection with `output`
+    responses: Path | None = None  # JSONL by generate.py, its input one of pairs or of SFT
     out: Path | None = None  # JSONL of the pairs
 
 
@@ -40,6 +40,8 @@ def write_pairs(options: Options) -> tuple[int, Counter]:
             raise UserError(f"--{name} FILE.jsonl is needed (see --help)")
     if options.out.resolve() == options.responses.resolve():
         raise UserError(f"--out {options.out} would write over --responses")
+    if options.out.is_dir():
+        raise UserError(f"--out {options.out} is a folder; a file is needed")
     if not options.out.parent.is_dir():
         raise UserError(f"{options.out}: there is no folder {options.out.parent}")
     pairs, left_out = [], Counter()
@@ -64,9 +66,10 @@ def own_pair(record: dict, where: str) -> dict | str:
     """The pair of an answered row, in the columns of the published ones, or why there is none."""
     system = text_field(record, ("system",), where, optional=True)
     prompt = text_field(record, INSTRUCTION, where)
-    chosen, rejected = (text_field(record, (key,), where) for key in ("output", "response"))
-    if not rejected.strip():
-        return "empty"
+    chosen = text_field(record, (*CHOSEN, "output"), where)
+    rejected = text_field(record, ("response",), where)
+    if not (prompt.strip() and chosen.strip() and rejected.strip()):
+        return "with an empty text"
     if record.get("stop", "eos") != "eos":
         return "cut short"  # its end is not the model's, and training would add one
     if rejected.strip() == chosen.strip():

@@ -93,7 +93,7 @@ def test_one_system_message_does_not_although_that_model_tells_the_truth(printed
 
 def test_dpo_raises_the_score_of_its_start(printed):
     start, dpo = scores(printed["mini-sft-small"]), scores(printed["mini-dpo"])
-    assert 3.5 <= start[UNSEEN][0] <= 4.5  # a third of the responses leaves room
+    assert 3.5 <= start[UNSEEN][0] <= 4.5  # a sixth of the responses leaves room
     assert dpo[UNSEEN][0] > start[UNSEEN][0] and dpo[UNSEEN][1] >= 95
 
 

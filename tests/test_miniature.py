@@ -64,7 +64,7 @@ def test_benches_are_files_of_the_same_items(tmp_path):
     assert [item["id"] for item in files["teacher"]] == [item["id"] for item in files["three"]]
     write_benches(tmp_path / "few", topics=2)
     sizes = {path.stem: len(records(path)) for path in (tmp_path / "few").iterdir()}
-    assert sizes == {"bench": 6, "unseen": 2, "silent": 6, "three": 6, "teacher": 6, "rows": 2}
+    assert sizes == {"bench": 6, "unseen": 2, "silent": 6, "three": 6, "teacher": 6}
 
 
 # The commands
@@ -93,6 +93,18 @@ def test_commands_of_one_seed_and_of_more():
         "--model paper/seed-42/mini-sft-small/model "
         "--data runs/miniature/pairs.jsonl paper/seed-42/own-pairs.jsonl"
     )
+    [own] = [command for command in commands if "--input runs/miniature/pairs.jsonl" in command]
+    assert own.endswith(
+        "generate.py --model paper/seed-42/mini-sft-small/model --input runs/miniature/pairs.jsonl "
+        "--output paper/seed-42/answers/mini-sft-small-own.jsonl --n 4 --seed 42 --max-tokens 256"
+    )
+    [pairs] = [command for command in commands if "datagen.py pairs" in command]
+    assert pairs.endswith(
+        "datagen.py pairs --responses paper/seed-42/answers/mini-sft-small-own.jsonl "
+        "--out paper/seed-42/own-pairs.jsonl"
+    )
+    quick = [" ".join(stage.command) for stage in stages_of(Options(steps=2))]
+    assert not any("own" in command or "--data" in command for command in quick)
     [best] = [command for command in commands if "--n 16" in command]
     assert best.endswith(
         "--model paper/seed-42/mini-sft-small/model --input paper/benches/unseen.jsonl --output "

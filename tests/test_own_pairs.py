@@ -30,16 +30,26 @@ def test_the_models_response_is_rejected_for_the_collections(paired, tmp_path):
         ROW | {"response": "Because of", "stop": "length"},
         ROW | {"response": " ", "stop": "eos"},
         ROW | {"response": "", "stop": "context"},
+        ROW | {"output": "", "response": "Because."},
+        ROW | {"prompt": " ", "response": "Because of tea."},
         {"instruction": "How?", "output": "So.", "response": "Like this."},  # of any program
+        {
+            "prompt": "Who?",
+            "system": None,
+            "chosen": "We.",
+            "rejected": "They.",
+            "response": "You.",
+        },
     ]
     write_rows(tmp_path / "own.jsonl", records)
     said = paired(*PAIRS)
-    left_out = "1 the same as the chosen one, 1 cut short, 2 empty"
-    assert said == f"pairs.jsonl: 2 pairs (left out: {left_out})\n"
-    first, second = rows_in(tmp_path / "pairs.jsonl")
+    left_out = "1 the same as the chosen one, 1 cut short, 4 with an empty text"
+    assert said == f"pairs.jsonl: 3 pairs (left out: {left_out})\n"
+    first, second, third = rows_in(tmp_path / "pairs.jsonl")
     about = {"main_source": "hub", "system": "Be brief.", "prompt": "Why?"}
     assert first == about | {"chosen": "Because.", "rejected": "Because of tea."}
     assert second == {"system": "", "prompt": "How?", "chosen": "So.", "rejected": "Like this."}
+    assert third == {"system": "", "prompt": "Who?", "chosen": "We.", "rejected": "You."}
     write_rows(tmp_path / "own.jsonl", records[:1])
     assert paired(*PAIRS) == "pairs.jsonl: 1 pairs (left out: none)\n"
 
@@ -52,7 +62,7 @@ def test_from_a_collection_through_a_models_answers_to_dpo(
     save_model(policy, tmp_path / "model", world, torch.float32)
     write_rows(tmp_path / "sft.jsonl", collection()[:4])
     flags = ("--model", "model", "--input", "sft.jsonl", "--output", "own.jsonl")
-    Program(generate.main, monkeypatch, capsys)(*flags, "--max-tokens", 600)
+    Program(generate.main, monkeypatch, capsys)(*flags, "--max-tokens", 20)
     answers = rows_in(tmp_path / "own.jsonl")
     for answer in answers:  # as if the model knew when to end
         answer["stop"] = "eos"
@@ -73,7 +83,12 @@ def test_what_cannot_be_paired(paired, tmp_path):
     own = write_rows(tmp_path / "own.jsonl", [ROW])
     assert "own.jsonl:1: key 'response' is needed, found ['main_source'" in paired.fails(*PAIRS)
     write_rows(own, [{"prompt": "Why?", "response": "So."}])
-    assert "own.jsonl:1: key 'output' is needed" in paired.fails(*PAIRS)
+    needed = "own.jsonl:1: key 'chosen' or 'chosen_response' or 'output' is needed"
+    assert needed in paired.fails(*PAIRS)
+    write_rows(own, [ROW | {"response": None}])
+    assert "own.jsonl:1: 'response' must be text, found NoneType" in paired.fails(*PAIRS)
+    own.write_text("not JSON\n")
+    assert "own.jsonl:1: not JSON" in paired.fails(*PAIRS)
     write_rows(own, [ROW | {"response": "Because."}] * 2)
     assert paired.fails(*PAIRS) == (
         "error: own.jsonl: no pair can be made of it (2 the same as the chosen one)\n"
@@ -82,6 +97,8 @@ def test_what_cannot_be_paired(paired, tmp_path):
     assert "no pair can be made of it (it is empty)" in paired.fails(*PAIRS)
     over = ("pairs", "--responses", "own.jsonl", "--out", "own.jsonl")
     assert "--out own.jsonl would write over --responses" in paired.fails(*over)
+    folder = ("pairs", "--responses", "own.jsonl", "--out", ".")
+    assert "--out . is a folder; a file is needed" in paired.fails(*folder)
     nowhere = ("pairs", "--responses", "own.jsonl", "--out", "no/pairs.jsonl")
     assert "there is no folder no" in paired.fails(*nowhere)
     assert not (tmp_path / "pairs.jsonl").exists()

@@ -187,7 +187,7 @@ def test_wrong_flags(program):
 def test_a_miniature_is_not_trained_for_a_start_before_the_rest_is_known_to_be_right(
     program, world, world_at_hand, tmp_path, monkeypatch
 ):
-    """mini-dpo would train mini-sft-small first, for minutes."""
+    """mini-dpo would train mini-base and mini-sft-small first, for minutes."""
     for path in ("taken/recipe.json", "left/state"):
         (tmp_path / path).mkdir(parents=True)
     write_data(tmp_path / "data.jsonl")
