@@ -67,7 +67,9 @@ def preferences_in(system: str) -> list[Preference]:
 
 @contextmanager
 def judge_of(port: int | None) -> Iterator[str]:
-    """Serves the judge on this port, or on its usual one, or on a free one; gives the URL."""
+    """Serves the judge on this port, or on its usual one, or on a free one; gives the URL. Raises
+    UserError if a given port is in use.
+    """
     with ExitStack() as stack:
         try:
             url = stack.enter_context(served(examine, PORT if port is None else port))

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from janus_min import examiner
 from janus_min.errors import UserError
 from janus_min.examiner import TOPIC_OF, examine, preferences_in
 from janus_min.judge import grade_in, pairwise_messages, rubric_messages, verdict_in
@@ -195,3 +196,10 @@ def test_what_is_not_of_this_world_is_refused_in_one_line(tmp_path):
     for content in (user[:begin] + user[end:], "Hello."):
         with pytest.raises(UserError):
             examine([{"role": "user", "content": content}])
+
+
+def test_a_free_port_is_taken_if_the_usual_one_is_in_use(monkeypatch):
+    with served(examine) as url:
+        monkeypatch.setattr(examiner, "PORT", int(url.split(":")[2].split("/")[0]))
+        with examiner.judge_of(None) as other:
+            assert other != url

@@ -13,7 +13,7 @@ import pytest
 import evaluate
 import generate
 import train
-from janus_min import examiner, mini_tables, miniature, stages
+from janus_min import mini_tables, miniature, stages
 from janus_min.examiner import examine
 from janus_min.formats import read_jsonl
 from janus_min.loopback import served
@@ -262,13 +262,6 @@ def test_mistakes_are_one_line(stubs, paper):
         port = url.split(":")[2].split("/")[0]
         line = f"error: --port {port} is in use: give another one\n"
         assert paper.fails("--out", "paper", "--port", port) == line
-
-
-def test_a_free_port_is_taken_if_the_usual_one_is_in_use(monkeypatch):
-    with served(examine) as url:
-        monkeypatch.setattr(examiner, "PORT", int(url.split(":")[2].split("/")[0]))
-        with examiner.judge_of(None) as other:
-            assert other != url
 
 
 def test_the_judge_alone_is_served_until_a_signal():
