@@ -21,7 +21,7 @@ from janus_min.tables import Table, document, number, spread, under
 
 ROW = "*"  # in a path: the key of the table's row
 UNSEEN = SPLITS[1]
-MODELS = {  # recipes, and what the paper calls such models
+MODELS = {  # recipes, and what such models are called
     "mini-base": "base",
     "mini-uniform": "uniform SFT",
     "mini-sft-small": "Janus*, a sixth of the data",

@@ -150,7 +150,8 @@ class Plan:
         if recipe == "mini-dpo" and self.pairs_own:
             command += ("--data", PAIRS, self.path(f"{OWN_PAIRS}.jsonl"))
             needs += (OWN_PAIRS,)
-        return self.stage(recipe, command, out, needs, last="model/model.safetensors", resumes=True)
+        more = {"last": "model/model.safetensors", "about": repr(RECIPES[recipe]), "resumes": True}
+        return self.stage(recipe, command, out, needs, **more)
 
     def pair_up(self) -> Stage:
         """Makes preference pairs of what DPO's start answers to the paper's pairs."""

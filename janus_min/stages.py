@@ -2,8 +2,8 @@
 
 A stage that has succeeded leaves a small file that says so and records its command. Before a stage
 is begun such a file says that, too: what is found later and has none was not made here, and stays
-untouched. Another command for the same stage runs it anew, and so does another one for what it
-needs.
+untouched. Another command for the same stage, or another recipe, runs it anew, and so does another
+one for what it needs.
 
     FOLDER/NAME.json   in the folder `done`: what is recorded
     FOLDER/NAME.log    in the folder `logs`: what the stage printed
@@ -43,6 +43,7 @@ class Stage:
     needs: tuple[str, ...] = ()  # names of the stages that must have ended before
     resumes: bool = False  # whether --resume goes on with what was interrupted
     last: str = ""  # a file in the folder that it makes, without which it has not ended
+    about: str = ""  # what else than its command decides what it makes, such as a recipe
 
     def file(self, root: Path, kind: str) -> Path:
         """Where its record (kind "done") or its log ("logs") is."""
@@ -62,11 +63,11 @@ class Runner:
         say: Callable[[str], None] = print,
     ):
         self.stages, self.root, self.url, self.jobs, self.say = stages, root, url, jobs, say
-        self.hashes: dict[str, str] = {}  # of each stage's command and of all that it needs
+        self.hashes: dict[str, str] = {}  # of what decides each stage, and of all that it needs
         for stage in stages:
             before = [self.hashes[name] for name in stage.needs]
             words = [re.sub(rf"^{re.escape(str(root))}/", "DIR/", w) for w in stage.command[1:]]
-            own = [Path(stage.command[0]).name, *words]
+            own = [Path(stage.command[0]).name, *words, stage.about]
             self.hashes[stage.name] = text_hash(repr((own, before)))
         self.running: dict[str, tuple[Stage, subprocess.Popen, float]] = {}
         self.asked: set[subprocess.Popen] = set()  # to end

@@ -21,6 +21,7 @@ from janus_min.mini_benches import three_systems, write_benches
 from janus_min.mini_data import SPLITS, bench, collection, row_preferences, rubric_preference
 from janus_min.mini_tables import AGAINST, MODELS, SAMPLES, TEACHER
 from janus_min.miniature import Options, stages_of
+from janus_min.recipes import RECIPES
 from janus_min.stages import JUDGE_URL, Runner, locked
 from tests.programs import Program, environment
 
@@ -103,6 +104,8 @@ def test_commands_of_one_seed_and_of_more():
         "datagen.py pairs --responses paper/seed-42/answers/mini-sft-small-own.jsonl "
         "--out paper/seed-42/own-pairs.jsonl"
     )
+    [orpo] = [stage for stage in stages_of(Options()) if stage.name == "seed-42/mini-orpo"]
+    assert orpo.about == repr(RECIPES["mini-orpo"])  # its epochs are in no flag
     quick = [" ".join(stage.command) for stage in stages_of(Options(steps=2))]
     assert not any("own" in command or "--data" in command for command in quick)
     [best] = [command for command in commands if "--n 16" in command]

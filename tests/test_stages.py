@@ -120,6 +120,12 @@ def test_another_command_runs_again_with_all_that_needs_it(home):
     assert run(stages(2)) == ["done before: 3 of 3 stages"]
 
 
+def test_another_recipe_under_the_same_command_runs_again(home):
+    run([stage("a", about="ten epochs")])
+    assert run([stage("a", about="ten epochs")]) == ["done before: 1 of 1 stages"]
+    assert "done before" not in "".join(run([stage("a", about="five epochs")]))
+
+
 def test_what_was_removed_is_made_again(home):
     run([stage("a"), stage("b")], jobs=1)
     Path("out/a").unlink()
