@@ -102,7 +102,8 @@ def pairs() -> None:
     """
     [options] = options_of("pairs", own_pairs.Options)
     count, left_out = own_pairs.write_pairs(options)
-    print(f"{options.out}: {count:,} pairs (left out: {own_pairs.listed(left_out) or 'none'})")
+    left = own_pairs.listed(left_out) or "none"
+    print(f"{options.out}: {count:,} pair{'s' if count > 1 else ''} (left out: {left})")
 
 
 def stats() -> None:

@@ -51,7 +51,7 @@ def test_the_models_response_is_rejected_for_the_collections(paired, tmp_path):
     assert second == {"system": "", "prompt": "How?", "chosen": "So.", "rejected": "Like this."}
     assert third == {"system": "", "prompt": "Who?", "chosen": "We.", "rejected": "You."}
     write_rows(tmp_path / "own.jsonl", records[:1])
-    assert paired(*PAIRS) == "pairs.jsonl: 1 pairs (left out: none)\n"
+    assert paired(*PAIRS) == "pairs.jsonl: 1 pair (left out: none)\n"
 
 
 def test_from_a_collection_through_a_models_answers_to_dpo(
