@@ -101,7 +101,7 @@ class Runner:
         return shlex.join(("python", *(word.replace(JUDGE_URL, self.url) for word in command)))
 
     def recorded(self, stage: Stage) -> dict:
-        """What is recorded of a stage; nothing if it was of another command."""
+        """What is recorded of a stage; nothing if it was of another command or recipe."""
         path = stage.file(self.root, "done")
         try:
             found = read_json(path) if path.is_file() else {}
